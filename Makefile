@@ -1,0 +1,36 @@
+# Every target makes its own .venv first; nothing has to be installed by hand but Python (and, for a real
+# Apache Kafka in the demo and the tests, Java 17 and Maven: without them our development broker is used).
+RUN := .venv/bin
+export DO_NOT_TRACK := true
+
+.PHONY: demo test test-slow check bench format clean
+
+.venv/complete: pyproject.toml constraints.txt .ci/make-venv
+	@.ci/make-venv
+
+# A drift being caught, a better model promoted, a crash survived. Options: make demo ARGS="--json --keep"
+demo: .venv/complete
+	@$(RUN)/retrain-daemon demo $(ARGS)
+
+test: .venv/complete
+	$(RUN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: .venv/complete
+	$(RUN)/python -m pytest -q -m slow $(ARGS)
+
+check: .venv/complete
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+# Ratios and medians, each of one run: no test depends on them.
+bench: .venv/complete
+	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
+
+format: .venv/complete
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
