@@ -1,0 +1,1 @@
+"""The decisions: records, windows, drift, policy, episodes. No clock, no network, no disk in here."""

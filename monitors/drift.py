@@ -1,0 +1,83 @@
+"""Drift: how far the current window has moved from the reference."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal, Protocol
+
+import msgspec
+
+from monitors.records import PredictionRecord
+
+
+class DriftScore(msgspec.Struct, frozen=True):
+    """
+    One column's drift score and the verdict on it.
+
+    `comparison` is how `score` is held against `threshold` to say drift: p-values `<` or `<=`,
+    distances `>=`. `implementation` names method and version, e.g. `evidently-0.7.23/wasserstein`.
+    """
+
+    column: str
+    method: str
+    score: float
+    threshold: float
+    comparison: Literal["<", "<=", ">="]
+    drifted: bool
+    reference_rows: int
+    current_rows: int
+    implementation: str
+    engine: Literal["compiled", "evidently"] = "compiled"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """
+    Something about a column that is not drift; `share` is of the window's rows, 0 to 1.
+
+    Codes: missing, new, wrong_type, null_share, infinite, out_of_range, unseen_category, unscored.
+    `broken` says that it went past its limit in `QualitySettings`.
+    """
+
+    column: str
+    code: str
+    share: float
+    broken: bool
+    detail: str = ""
+
+
+class DriftReport(msgspec.Struct, frozen=True):
+    """What one window looks like beside the reference. `prediction` is scored apart from features."""
+
+    scores: tuple[DriftScore, ...]
+    findings: tuple[Finding, ...] = ()
+    prediction: DriftScore | None = None
+
+    @property
+    def drift_share(self) -> float:
+        """The share of scored feature columns that drifted; 0.0 when nothing was scored."""
+        if not self.scores:
+            return 0.0
+        return sum(score.drifted for score in self.scores) / len(self.scores)
+
+    @property
+    def drifted_columns(self) -> tuple[str, ...]:
+        """The feature columns that drifted, in the reference's order."""
+        return tuple(score.column for score in self.scores if score.drifted)
+
+    @property
+    def broken_columns(self) -> tuple[str, ...]:
+        """The columns whose data is broken; a reason to call somebody, never to retrain."""
+        return tuple(dict.fromkeys(finding.column for finding in self.findings if finding.broken))
+
+
+class WindowRows(msgspec.Struct, frozen=True):
+    """A closed window's rows, in (event time, partition, offset) order."""
+
+    start: datetime
+    end: datetime
+    records: tuple[PredictionRecord, ...]
+
+
+class DriftEngine(Protocol):
+    """Scores columns against one reference; two forms (compiled, Evidently itself), same verdicts."""
+
+    def judge(self, records: Sequence[PredictionRecord]) -> DriftReport: ...

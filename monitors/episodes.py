@@ -1,0 +1,338 @@
+"""Episodes: one stretch of drift, and the retraining requests that it leads to, one at a time."""
+
+import uuid
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from monitors.drift import DriftReport, DriftScore
+from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, Related, RetrainRequest
+from monitors.policy import Decision, Phase, Verdict
+from monitors.settings import PolicySettings
+
+
+class Stage(StrEnum):
+    """Where a model stands. `quiet` and `suspected` have no episode yet; the last two have none any more."""
+
+    QUIET = "quiet"
+    SUSPECTED = "suspected"
+    OPEN = "open"
+    VERIFYING = "verifying"
+    RESOLVED = "resolved"
+    FUTILE = "futile"
+
+
+class Episode(msgspec.Struct, frozen=True):
+    """A stretch of drift in what `version` sees. `request` is the one in flight, or empty."""
+
+    id: str
+    number: int
+    model: str
+    version: str
+    stage: Stage
+    since: datetime
+    opened_at: datetime
+    attempts: int = 0
+    request: str = ""
+    promoted: str = ""
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """
+    What must be remembered of a model between windows.
+
+    Only windows of the `serving` version lead to anything; the others are observed.
+    """
+
+    serving: str = ""
+    stage: Stage = Stage.QUIET
+    episodes: int = 0
+    episode: Episode | None = None
+    wait_windows: int = 0
+    cooled_at: datetime | None = None
+    broken: tuple[str, ...] = ()
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """One closed window with everything that was decided about it: the evidence."""
+
+    model: str
+    version: str
+    key: int
+    start: datetime
+    end: datetime
+    seen: int
+    sampled: int
+    spans: tuple[OffsetRange, ...]
+    report: DriftReport
+    decision: Decision
+
+
+class Circumstances(msgspec.Struct, frozen=True):
+    """What an episode depends on beside the windows; `origin` names cluster and consumer group."""
+
+    origin: str
+    mode: Literal["observe", "retrain"]
+    silenced: bool = False
+    report_url: str = ""
+
+
+Step = tuple[ModelState, tuple[Event, ...]]
+
+
+def on_window(around: Circumstances, settings: PolicySettings, state: ModelState, judged: Judged) -> Step:
+    """Take one judged window; returns the new state and what there is to tell, in order."""
+    if not state.serving:
+        state = msgspec.structs.replace(state, serving=judged.version)
+    state, told = _data_health(around, state, judged)
+    decided = judged.decision.verdict in (Verdict.CALM, Verdict.DRIFTED)
+    if judged.version != state.serving or not decided:
+        return state, told
+    if state.wait_windows:
+        state = msgspec.structs.replace(state, wait_windows=state.wait_windows - 1)
+        waiting = True
+    else:
+        waiting = False
+    state, more = _progress(around, settings, state, judged, waiting)
+    return state, told + more
+
+
+def on_outcome(settings: PolicySettings, state: ModelState, request: str, outcome: Outcome) -> Step:
+    """A request ended. One that is not in flight changes nothing, so being told twice is harmless."""
+    episode = state.episode
+    if episode is None or not episode.request or episode.request != request:
+        return state, ()
+    if outcome.action == "promoted":
+        return _verifying(state, episode, outcome.model_version), ()
+    ended = msgspec.structs.replace(episode, request="")
+    wait = settings.backoff_windows * 2 ** (ended.attempts - 1)
+    state = msgspec.structs.replace(state, episode=ended, wait_windows=wait)
+    if ended.attempts >= settings.max_attempts:
+        return _futile(state, ended, f"{ended.attempts} attempts ended without a promotion")
+    return state, ()
+
+
+def on_champion(
+    settings: PolicySettings, state: ModelState, version: str, action: Literal["promoted", "rolled-back"]
+) -> Step:
+    """The champion moved without a request of ours: somebody retrained or rolled back by hand."""
+    if not version or version == state.serving:
+        return state, ()
+    episode = state.episode
+    if action == "rolled-back":
+        state = msgspec.structs.replace(state, serving=version, wait_windows=2 * settings.backoff_windows)
+        if episode is not None and not episode.request:
+            return _futile(state, episode, f"rolled back to {version}")
+        return state, ()
+    if episode is not None and not episode.request and state.stage is Stage.OPEN:
+        return _verifying(state, episode, version), ()
+    return msgspec.structs.replace(state, serving=version), ()
+
+
+def _data_health(around: Circumstances, state: ModelState, judged: Judged) -> Step:
+    """Tell once that a version's data broke, and once that it was mended."""
+    verdict, version = judged.decision.verdict, judged.version
+    was_broken = version in state.broken
+    if verdict is Verdict.BROKEN and not was_broken:
+        state = msgspec.structs.replace(state, broken=(*state.broken, version))
+        return state, (_window_event(around, Kind.DATA_BROKEN, judged),)
+    if verdict in (Verdict.CALM, Verdict.DRIFTED) and was_broken:
+        state = msgspec.structs.replace(state, broken=tuple(v for v in state.broken if v != version))
+        return state, (_window_event(around, Kind.DATA_MENDED, judged),)
+    return state, ()
+
+
+def _progress(
+    around: Circumstances, settings: PolicySettings, state: ModelState, judged: Judged, waiting: bool
+) -> Step:
+    episode, phase = state.episode, judged.decision.phase
+    if episode is None:
+        return _without_episode(around, settings, state, judged)
+    if state.stage is Stage.VERIFYING:
+        return _resolve(settings, state, judged) if phase is not Phase.PENDING else (state, ())
+    if episode.request:
+        return state, ()
+    if phase is Phase.INACTIVE:
+        return _resolve(settings, state, judged)
+    if state.stage is Stage.OPEN and phase is Phase.FIRING and not waiting:
+        return _attempt(around, state, episode, judged)
+    return state, ()
+
+
+def _without_episode(
+    around: Circumstances, settings: PolicySettings, state: ModelState, judged: Judged
+) -> Step:
+    phase = judged.decision.phase
+    cooled = state.cooled_at is None or judged.end >= state.cooled_at
+    if phase is Phase.FIRING and cooled:
+        return _open(around, state, judged)
+    stage = Stage.QUIET if phase is Phase.INACTIVE else Stage.SUSPECTED
+    return msgspec.structs.replace(state, stage=stage), ()
+
+
+def _open(around: Circumstances, state: ModelState, judged: Judged) -> Step:
+    episode = Episode(
+        id=str(episode_id(around.origin, judged)),
+        number=state.episodes + 1,
+        model=judged.model,
+        version=judged.version,
+        stage=Stage.OPEN,
+        since=judged.decision.since or judged.start,
+        opened_at=judged.end,
+    )
+    opened = msgspec.structs.replace(
+        state, stage=Stage.OPEN, episodes=episode.number, episode=episode, wait_windows=0
+    )
+    detected = Event(
+        kind=Kind.DRIFT_DETECTED,
+        model=judged.model,
+        subject=episode.id,
+        version=judged.version,
+        episode=episode.id,
+        payload={"episode_number": episode.number, **_facts(around, judged)},
+        related=_report(around),
+    )
+    wait = state.wait_windows
+    if wait:
+        return msgspec.structs.replace(opened, wait_windows=wait), (detected,)
+    state, asked = _attempt(around, opened, episode, judged)
+    return state, (detected, *asked)
+
+
+def _attempt(around: Circumstances, state: ModelState, episode: Episode, judged: Judged) -> Step:
+    if around.mode == "observe" or around.silenced:
+        return state, ()
+    attempt = episode.attempts + 1
+    asked = request_of(episode, attempt, judged, around.report_url)
+    event = Event(
+        kind=Kind.RETRAIN_REQUESTED,
+        model=judged.model,
+        subject=asked.request,
+        version=judged.version,
+        episode=episode.id,
+        request=asked.request,
+        payload=msgspec.to_builtins(asked),
+        related=_report(around),
+    )
+    ahead = msgspec.structs.replace(episode, attempts=attempt, request=asked.request)
+    return msgspec.structs.replace(state, episode=ahead), (event,)
+
+
+def request_of(episode: Episode, attempt: int, judged: Judged, report_url: str) -> RetrainRequest:
+    """What is asked for after this window; its id follows from the episode and the attempt."""
+    return RetrainRequest(
+        request=str(uuid.uuid5(NAMESPACE, f"request|{episode.id}|{attempt}")),
+        episode=episode.id,
+        episode_number=episode.number,
+        attempt=attempt,
+        model=judged.model,
+        model_version=judged.version,
+        reason=judged.decision.clause,
+        suspected_since=episode.since,
+        window_start=judged.start,
+        window_end=judged.end,
+        offsets=judged.spans,
+        drift_share=judged.report.drift_share,
+        drifted_columns=judged.report.drifted_columns,
+        report_url=report_url,
+    )
+
+
+def _verifying(state: ModelState, episode: Episode, version: str) -> ModelState:
+    verifying = msgspec.structs.replace(episode, stage=Stage.VERIFYING, request="", promoted=version)
+    return msgspec.structs.replace(
+        state, serving=version, stage=Stage.VERIFYING, episode=verifying, wait_windows=0
+    )
+
+
+def _resolve(settings: PolicySettings, state: ModelState, judged: Judged) -> Step:
+    episode = state.episode
+    assert episode is not None
+    stage = Stage.QUIET if judged.decision.phase is Phase.INACTIVE else Stage.SUSPECTED
+    resolved = Event(
+        kind=Kind.DRIFT_RESOLVED,
+        model=judged.model,
+        subject=episode.id,
+        version=judged.version,
+        episode=episode.id,
+        payload={
+            "episode_number": episode.number,
+            "attempts": episode.attempts,
+            "promoted": episode.promoted,
+            "reason": judged.decision.clause,
+            "window_end": judged.end.isoformat(),
+        },
+    )
+    cooled = judged.end + timedelta(seconds=settings.cooldown_seconds)
+    return msgspec.structs.replace(state, stage=stage, episode=None, wait_windows=0, cooled_at=cooled), (
+        resolved,
+    )
+
+
+def _futile(state: ModelState, episode: Episode, reason: str) -> Step:
+    futile = Event(
+        kind=Kind.EPISODE_FUTILE,
+        model=episode.model,
+        subject=episode.id,
+        version=episode.version,
+        episode=episode.id,
+        payload={"episode_number": episode.number, "attempts": episode.attempts, "reason": reason},
+    )
+    ended = msgspec.structs.replace(episode, stage=Stage.FUTILE, request="")
+    return msgspec.structs.replace(state, stage=Stage.FUTILE, episode=ended), (futile,)
+
+
+def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
+    return Event(
+        kind=kind,
+        model=judged.model,
+        subject=str(episode_id(around.origin, judged)),
+        version=judged.version,
+        payload={
+            **_facts(around, judged),
+            "broken": [
+                {"column": found.column, "code": found.code, "share": found.share}
+                for found in judged.report.findings
+                if found.broken
+            ],
+        },
+        related=_report(around),
+    )
+
+
+def _facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
+    report = judged.report
+    return {
+        "model_version": judged.version,
+        "window_start": judged.start.isoformat(),
+        "window_end": judged.end.isoformat(),
+        "offsets": msgspec.to_builtins(judged.spans),
+        "rows": judged.seen,
+        "drift_share": report.drift_share,
+        "columns": [_score(score) for score in report.scores if score.drifted],
+        "prediction": None if report.prediction is None else _score(report.prediction),
+        "clause": judged.decision.clause,
+        "report_url": around.report_url,
+    }
+
+
+def _score(score: DriftScore) -> dict[str, Any]:
+    return {
+        "column": score.column,
+        "method": score.implementation,
+        "score": score.score,
+        "threshold": score.threshold,
+        "drifted": score.drifted,
+    }
+
+
+def _report(around: Circumstances) -> tuple[Related, ...]:
+    return (Related(around.report_url, "report"),) if around.report_url else ()
+
+
+def episode_id(origin: str, judged: Judged) -> uuid.UUID:
+    """Follows from where the window was read, so that reading it again gives the same episode."""
+    spans = ";".join(f"{span.topic}/{span.partition}:{span.start}-{span.end}" for span in judged.spans)
+    return uuid.uuid5(NAMESPACE, f"episode|{origin}|{judged.model}|{judged.version}|{spans}")

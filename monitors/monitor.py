@@ -1,0 +1,344 @@
+"""The monitor: records go in, judged windows and events come out. Everything decided, nothing done."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Literal, Protocol
+
+import msgspec
+
+from monitors.drift import DriftEngine, DriftReport, WindowRows
+from monitors.episodes import Circumstances, Judged, ModelState, on_champion, on_outcome, on_window
+from monitors.events import Event, Outcome
+from monitors.performance import EarlyLabel, LabelChanges, Labels, PendingWindow, Performance
+from monitors.policy import Decision, PolicyState, Verdict, step
+from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
+from monitors.settings import LimitSettings, ModelSettings
+from monitors.windows import ClosedWindow, StreamTimes, Windows, WindowsState, make_windows
+
+# How many windows' worth of labels may wait for their window to close.
+EARLY_WINDOWS = 10
+
+Learn = Callable[[Sequence[PredictionRecord]], DriftEngine]
+
+
+class References(Protocol):
+    """What a version's windows are held against. Both give an engine that is bound to a reference."""
+
+    def find(self, model: str, version: str) -> DriftEngine | None:
+        """The engine of a version that has a reference; None: it has to be learned."""
+
+    def learn(self, model: str, version: str, rows: Sequence[PredictionRecord]) -> DriftEngine:
+        """Keep these rows as the version's reference; the same rows again give the same reference."""
+
+
+class VersionState(msgspec.Struct, frozen=True):
+    """What a checkpoint holds of a version beside its rows."""
+
+    windows: WindowsState = WindowsState()
+    policy: PolicyState = PolicyState()
+    judged: int = 0
+    learning: bool = False
+
+
+class VersionChanges(msgspec.Struct, frozen=True):
+    """What a checkpoint must add: `rows` by window key, `gone` the keys of windows that were closed."""
+
+    state: VersionState
+    rows: dict[int, list[PredictionRecord]]
+    gone: tuple[int, ...]
+    learned_rows: list[PredictionRecord]
+
+
+class ModelChanges(msgspec.Struct, frozen=True):
+    """Everything about one model that is not as the last checkpoint has it."""
+
+    state: ModelState
+    versions: dict[str, VersionChanges]
+    labels: LabelChanges
+
+
+class VersionSaved(msgspec.Struct, frozen=True):
+    """A version as a checkpoint has it."""
+
+    state: VersionState
+    rows: dict[int, list[PredictionRecord]]
+    learned_rows: list[PredictionRecord]
+
+
+class ModelSaved(msgspec.Struct, frozen=True):
+    """A model as a checkpoint has it."""
+
+    state: ModelState
+    versions: dict[str, VersionSaved]
+    pending: tuple[PendingWindow, ...] = ()
+    early: tuple[EarlyLabel, ...] = ()
+    early_end: int = 0
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What closing windows led to, in the order of the ledger; `rows` are those of `judged`, in step."""
+
+    judged: tuple[Judged, ...] = ()
+    rows: tuple[WindowRows, ...] = ()
+    events: tuple[Event, ...] = ()
+    performances: tuple[tuple[str, Performance], ...] = ()
+
+
+class _Version:
+    """One model version: its open windows, its reference (or the rows it learns one from), its policy."""
+
+    def __init__(
+        self, settings: ModelSettings, engine: DriftEngine | None, saved: VersionSaved | None
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.windows: Windows = make_windows(settings.window)
+        self.learned: list[PredictionRecord] = []
+        self.policy = PolicyState()
+        self.judged = 0
+        self._gone: list[int] = []
+        self._learned_before = 0
+        if saved is not None:
+            self.windows.restore(saved.state.windows, saved.rows)
+            self.learned = list(saved.learned_rows)
+            self._learned_before = len(self.learned)
+            self.policy, self.judged = saved.state.policy, saved.state.judged
+
+    def close(self, stream_time: datetime | None) -> list[ClosedWindow]:
+        closed = self.windows.close(stream_time)
+        self._gone += [window.key for window in closed]
+        return closed
+
+    def judge(self, window: ClosedWindow, learn: Learn) -> tuple[DriftReport, Decision]:
+        self.judged += 1
+        if self.engine is None:
+            return DriftReport(()), self._learn(window, learn)
+        suffice = window.seen >= self.settings.window.min_rows
+        report = self.engine.judge(window.rows.records) if suffice else DriftReport(())
+        self.policy, decision = step(self.settings.policy, self.policy, window.rows.start, suffice, report)
+        return report, decision
+
+    def _learn(self, window: ClosedWindow, learn: Learn) -> Decision:
+        self.learned += window.rows.records
+        needed = self.settings.reference_rows
+        clause = f"learning the reference: {min(len(self.learned), needed)} of {needed} rows"
+        if len(self.learned) >= needed:
+            self.engine = learn(self.learned[:needed])
+            self.learned, self._learned_before = [], 0
+        return Decision(Verdict.LEARNING, self.policy.phase, clause)
+
+    def take_changes(self) -> VersionChanges:
+        fresh, self._learned_before = self.learned[self._learned_before :], len(self.learned)
+        gone, self._gone = tuple(self._gone), []
+        state = VersionState(self.windows.state(), self.policy, self.judged, self.engine is None)
+        return VersionChanges(state, self.windows.take_added(), gone, fresh)
+
+
+class ModelMonitor:
+    """One model: its versions, its labels, its episode."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: ModelSettings,
+        references: References,
+        max_versions: int,
+        saved: ModelSaved | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.state = saved.state if saved else ModelState(serving=settings.serving_version)
+        self._references = references
+        self._max_versions = max_versions
+        self._versions: dict[str, _Version] = {}
+        self._touched: set[str] = set()
+        capacity = EARLY_WINDOWS * (settings.window.rows or settings.window.max_rows)
+        self._labels = Labels(settings.kind, capacity, settings.label_horizon_seconds)
+        if saved is not None:
+            self._restore(saved)
+
+    @property
+    def versions(self) -> Collection[str]:
+        """The versions that were met so far."""
+        return self._versions.keys()
+
+    def late(self, version: str) -> int:
+        """
+        How many records of a version came after their window was closed, so far.
+
+        Not part of the evidence: how many came *before the next window was judged* depends on how
+        the partitions were interleaved.
+        """
+        return self._versions[version].windows.late
+
+    def observe(self, record: PredictionRecord, earlier: datetime) -> None:
+        """Take one prediction. Raises `InvalidRecord` where it would be a version too many."""
+        version = self._versions.get(record.model_version) or self._meet(record.model_version)
+        version.windows.add(record, earlier)
+        self._touched.add(record.model_version)
+
+    def label(self, record: LabelRecord, earlier: datetime | None) -> None:
+        """Take one label; `earlier` is the stream time of its partition before it."""
+        self._labels.add(record, earlier)
+
+    def close(self, stream_time: datetime | None) -> list[tuple[str, ClosedWindow]]:
+        """The windows that are done, with their versions, in no particular order."""
+        return [
+            (name, window)
+            for name, version in self._versions.items()
+            for window in version.close(stream_time)
+        ]
+
+    def judge(
+        self, around: Circumstances, name: str, window: ClosedWindow
+    ) -> tuple[Judged, tuple[Event, ...]]:
+        """Decide on one closed window."""
+        version = self._versions[name]
+        self._touched.add(name)
+        report, decision = version.judge(window, lambda rows: self._references.learn(self.name, name, rows))
+        self._labels.expect(name, window.key, window.rows.end, window.rows.records)
+        judged = Judged(
+            model=self.name,
+            version=name,
+            key=window.key,
+            start=window.rows.start,
+            end=window.rows.end,
+            seen=window.seen,
+            sampled=len(window.rows.records),
+            spans=window.spans,
+            report=report,
+            decision=decision,
+        )
+        self.state, events = on_window(around, self.settings.policy, self.state, judged)
+        return judged, events
+
+    def performances(self, label_time: datetime | None) -> list[Performance]:
+        """The second judgements that have become possible."""
+        return self._labels.close(label_time)
+
+    def outcome(self, request: str, outcome: Outcome) -> tuple[Event, ...]:
+        """A request of this model ended."""
+        self.state, events = on_outcome(self.settings.policy, self.state, request, outcome)
+        return events
+
+    def champion(self, version: str, action: Literal["promoted", "rolled-back"]) -> tuple[Event, ...]:
+        """The champion moved without a request of ours."""
+        self.state, events = on_champion(self.settings.policy, self.state, version, action)
+        return events
+
+    def take_changes(self) -> ModelChanges:
+        """What a checkpoint must add to the one before."""
+        touched, self._touched = sorted(self._touched), set()
+        return ModelChanges(
+            state=self.state,
+            versions={name: self._versions[name].take_changes() for name in touched},
+            labels=self._labels.take_changes(),
+        )
+
+    def _meet(self, name: str) -> _Version:
+        engine = self._references.find(self.name, name)
+        unknown = sum(version.engine is None for version in self._versions.values())
+        if engine is None and unknown >= self._max_versions:
+            raise InvalidRecord(
+                "too_many_versions",
+                f"model has {unknown} versions without a reference, "
+                "and limits.max_versions_per_model allows no more",
+            )
+        version = self._versions[name] = _Version(self.settings, engine, None)
+        return version
+
+    def _restore(self, saved: ModelSaved) -> None:
+        for name, version in saved.versions.items():
+            engine = None if version.state.learning else self._references.find(self.name, name)
+            self._versions[name] = _Version(self.settings, engine, version)
+        self._labels.restore(saved.pending, saved.early, saved.early_end)
+
+
+class Monitor:
+    """
+    All models of a consumer group, and the stream times of its partitions.
+
+    The same records give the same windows and decisions, however partitions are interleaved and
+    wherever the process was killed and restored from its checkpoint.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelSettings],
+        references: References,
+        limits: LimitSettings,
+        saved: Mapping[str, ModelSaved] | None = None,
+    ) -> None:
+        saved = saved or {}
+        self.models = {
+            name: ModelMonitor(name, settings, references, limits.max_versions_per_model, saved.get(name))
+            for name, settings in models.items()
+        }
+        self.times = StreamTimes()
+        self._homes: dict[str, Partition] = {}
+
+    def ahead(self, record: LabelRecord, predictions: Collection[Partition]) -> bool:
+        """
+        Whether a label is further in time than the predictions were read, and so has to wait.
+
+        Otherwise a quickly read label log would push labels out before their predictions came.
+        """
+        if not predictions:
+            return False
+        stream_time = self.times.passed(predictions)
+        return stream_time is None or record.event_time > stream_time
+
+    def observe(self, record: PredictionRecord | LabelRecord) -> None:
+        """Take one record. Raises `InvalidRecord` for one that no window may take."""
+        if isinstance(record, LabelRecord):
+            self.models[record.model].label(record, self.times.of(record.partition))
+            self.times.advance(record.partition, record.event_time)
+            return
+        model = self.models[record.model]
+        if model.settings.window.rows is not None:
+            self._keep_home(record)
+        earlier = self.times.of(record.partition)
+        model.observe(record, earlier or record.event_time)
+        self.times.advance(record.partition, record.event_time)
+
+    def close(
+        self,
+        circumstances: Callable[[str, str, ClosedWindow], Circumstances],
+        predictions: Iterable[Partition],
+        labels: Iterable[Partition],
+    ) -> Result:
+        """
+        Judge all windows that are done, given the partitions that count (owned and not idle).
+
+        They are judged in (end, model, version, key) order.
+        """
+        stream_time = self.times.passed(predictions)
+        closed = [
+            (window.rows.end, name, version, window)
+            for name, model in self.models.items()
+            for version, window in model.close(stream_time)
+        ]
+        closed.sort(key=lambda entry: (entry[0], entry[1], entry[2], entry[3].key))
+        judged: list[Judged] = []
+        events: list[Event] = []
+        for _, name, version, window in closed:
+            one, told = self.models[name].judge(circumstances(name, version, window), version, window)
+            judged.append(one)
+            events += told
+        label_time = self.times.passed(labels)
+        performances = [
+            (name, performance)
+            for name, model in self.models.items()
+            for performance in model.performances(label_time)
+        ]
+        rows = tuple(entry[3].rows for entry in closed)
+        return Result(tuple(judged), rows, tuple(events), tuple(performances))
+
+    def _keep_home(self, record: PredictionRecord) -> None:
+        home = self._homes.setdefault(record.model, record.partition)
+        if record.partition != home:
+            raise InvalidRecord(
+                "second_partition",
+                f"window.rows needs all records of a model in one partition, and those of this model are in "
+                f"{home.topic}/{home.index}; key the records by model, or use window.seconds",
+            )

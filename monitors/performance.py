@@ -1,0 +1,193 @@
+"""Performance: how right the predictions of a closed window turned out to be, once labels are there."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from math import isfinite
+from typing import Literal
+
+import msgspec
+
+from monitors.records import LabelRecord, PredictionRecord, Scalar
+
+
+class PendingWindow(msgspec.Struct):
+    """A window whose predictions wait for their labels, by record id."""
+
+    version: str
+    key: int
+    end: datetime
+    predictions: dict[str, Scalar]
+    labels: dict[str, Scalar] = {}
+
+
+class Performance(msgspec.Struct, frozen=True):
+    """The second judgement of a window; `score` is None where no label came."""
+
+    version: str
+    key: int
+    metric: Literal["accuracy", "mae"]
+    score: float | None
+    labelled: int
+    unlabelled: int
+
+
+class EarlyLabel(msgspec.Struct, frozen=True):
+    """A label whose prediction is not in a closed window (yet); `earlier` as in `Labels.add`."""
+
+    id: str
+    label: Scalar
+    earlier: datetime | None
+
+
+class LabelChanges(msgspec.Struct, frozen=True):
+    """
+    What a checkpoint must add to the one before it.
+
+    `expected` are whole windows, `matched` labels to add to windows by (version, key), `judged` the
+    windows to forget. `early` are labels that came before their window closed; they were numbered
+    up to `early_end`, and those numbered below `early_start` are forgotten.
+    """
+
+    expected: tuple[PendingWindow, ...]
+    matched: dict[tuple[str, int], dict[str, Scalar]]
+    judged: tuple[tuple[str, int], ...]
+    early: tuple[EarlyLabel, ...]
+    early_start: int
+    early_end: int
+
+
+class Labels:
+    """
+    Joins the labels of one model to its sampled predictions, whichever comes first.
+
+    Of the labels that find no closed window the newest `capacity` are kept. A label counts for a
+    window if its own partition had not passed the window's horizon before it, so that the score
+    does not depend on how far the label log was read when the window closed.
+    """
+
+    def __init__(self, kind: Literal["classification", "regression"], capacity: int, horizon_seconds: float):
+        self._metric: Literal["accuracy", "mae"] = "accuracy" if kind == "classification" else "mae"
+        self._capacity = capacity
+        self._horizon = timedelta(seconds=horizon_seconds)
+        self._pending: dict[tuple[str, int], PendingWindow] = {}
+        self._home: dict[str, tuple[str, int]] = {}
+        self._early: OrderedDict[str, EarlyLabel] = OrderedDict()
+        self._early_end = 0
+        self._expected: list[tuple[str, int]] = []
+        self._matched: dict[tuple[str, int], dict[str, Scalar]] = {}
+        self._judged: list[tuple[str, int]] = []
+        self._early_added: list[EarlyLabel] = []
+
+    def expect(self, version: str, key: int, end: datetime, rows: Sequence[PredictionRecord]) -> None:
+        """A window closed: its sampled predictions wait from now on."""
+        window = PendingWindow(version, key, end, {row.id: row.prediction for row in rows}, {})
+        for row in rows:
+            self._home[row.id] = (version, key)
+            early = self._early.get(row.id)
+            if row.label is not None:
+                window.labels[row.id] = row.label
+            elif early is not None and self._in_time(window, early.earlier):
+                window.labels[row.id] = early.label
+        self._pending[version, key] = window
+        self._expected.append((version, key))
+
+    def add(self, record: LabelRecord, earlier: datetime | None) -> None:
+        """A label came; `earlier` is the stream time of its partition before it."""
+        home = self._home.get(record.id)
+        if home is None:
+            self._keep(EarlyLabel(record.id, record.label, earlier))
+            self._early_added.append(self._early[record.id])
+        elif self._in_time(self._pending[home], earlier):
+            self._pending[home].labels[record.id] = record.label
+            self._matched.setdefault(home, {})[record.id] = record.label
+
+    def close(self, label_time: datetime | None) -> list[Performance]:
+        """Judge the windows with all labels in, or whose horizon `label_time` has passed."""
+        done = [
+            window
+            for window in self._pending.values()
+            if len(window.labels) == len(window.predictions)
+            or (label_time is not None and window.end + self._horizon <= label_time)
+        ]
+        return [self._judge(window) for window in done]
+
+    def take_changes(self) -> LabelChanges:
+        """What happened since this was last asked for."""
+        live = [self._pending[home] for home in self._expected if home in self._pending]
+        changes = LabelChanges(
+            expected=tuple(msgspec.structs.replace(window, labels=dict(window.labels)) for window in live),
+            matched={home: labels for home, labels in self._matched.items() if home in self._pending},
+            judged=tuple(self._judged),
+            early=tuple(self._early_added),
+            early_start=self._early_end - self._capacity,
+            early_end=self._early_end,
+        )
+        self._expected, self._matched, self._judged, self._early_added = [], {}, [], []
+        return changes
+
+    def restore(self, windows: Iterable[PendingWindow], early: Iterable[EarlyLabel], early_end: int) -> None:
+        """Go on from a checkpoint; each window with the labels that were matched to it."""
+        for label in early:
+            self._keep(label)
+        self._early_end = early_end
+        for window in windows:
+            self._pending[window.version, window.key] = window
+            self._home.update(dict.fromkeys(window.predictions, (window.version, window.key)))
+
+    def _keep(self, label: EarlyLabel) -> None:
+        self._early.pop(label.id, None)
+        self._early[label.id] = label
+        self._early_end += 1
+        if len(self._early) > self._capacity:
+            self._early.popitem(last=False)
+
+    def _in_time(self, window: PendingWindow, earlier: datetime | None) -> bool:
+        return earlier is None or earlier < window.end + self._horizon
+
+    def _judge(self, window: PendingWindow) -> Performance:
+        del self._pending[window.version, window.key]
+        self._judged.append((window.version, window.key))
+        for record_id in window.predictions:
+            self._home.pop(record_id, None)
+        losses = [
+            cost
+            for record_id, label in window.labels.items()
+            if (cost := loss(self._metric, window.predictions[record_id], label)) is not None
+        ]
+        mean = sum(losses) / len(losses) if losses else None
+        score = mean if mean is None or self._metric == "mae" else 1.0 - mean
+        unlabelled = len(window.predictions) - len(losses)
+        return Performance(window.version, window.key, self._metric, score, len(losses), unlabelled)
+
+
+def loss(metric: Literal["accuracy", "mae"], prediction: Scalar, label: Scalar) -> float | None:
+    """
+    What one prediction cost: 0 or 1 for classes, the absolute error for numbers (None if one isn't).
+
+    Classes are compared as they are written, so that 1, 1.0 and "1" are one class.
+
+    >>> loss("accuracy", 1, "1"), loss("mae", 2.5, 4)
+    (0.0, 1.5)
+    """
+    if metric == "mae":
+        one, other = _number(prediction), _number(label)
+        return None if one is None or other is None else abs(one - other)
+    return 0.0 if same_class(prediction, label) else 1.0
+
+
+def same_class(one: Scalar, other: Scalar) -> bool:
+    """Whether two logged values name the same class."""
+    return one == other or _class_name(one) == _class_name(other)
+
+
+def _class_name(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _number(value: Scalar) -> float | None:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
