@@ -1,0 +1,1 @@
+"""The reaction: extract, train, evaluate, promote, announce; in a Prefect worker."""

@@ -1,0 +1,1 @@
+"""The demo: every real part of the loop on one machine, around a stream that drifts."""
