@@ -1,0 +1,109 @@
+"""Delivery: the thread that talks to Prefect, so that an absent Prefect never stops the reading."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import structlog
+
+from daemon.errors import StaleOwner
+from daemon.ledger import Ledger, LedgerError, now
+from daemon.loop import News
+from daemon.outbox import Outbox
+from daemon.watcher import Watcher
+from daemon.wire.prefect import PrefectApi, PrefectError, PrefectUnavailable
+from monitors.events import Event, Kind
+from monitors.settings import PrefectSettings
+
+log = structlog.get_logger()
+
+PRUNE_SECONDS = 3_600.0
+
+
+class Delivery:
+    """Posts, watches and sends heartbeats while this member is the active one."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: PrefectSettings,
+        models: Mapping[str, object],
+        active: threading.Event,
+        tell: Callable[[News], None],
+        retention_seconds: float,
+    ) -> None:
+        self._retention = timedelta(seconds=retention_seconds)
+        self._ledger = ledger
+        self._settings = settings
+        self._models = models
+        self._active = active
+        self._tell = tell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+        self._done_at: dict[str, float] = {}
+        # Made here, so that a missing address is an error of the start and not of a thread.
+        self._api = PrefectApi(settings.api_url)
+        self.reachable = False
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def close(self, timeout_seconds: float = 10.0) -> None:
+        """Finish the round in progress; what is still in line stays in the ledger."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        with self._api as api:
+            outbox = Outbox(self._ledger, api.post_event)
+            watcher = Watcher(self._ledger, api, self._settings, self._models, self._tell)
+            was_active = False
+            while not self._stop.is_set():
+                if self._active.is_set():
+                    if not was_active:
+                        watcher.forget()
+                    self._round(api, outbox, watcher)
+                was_active = self._active.is_set()
+                self._stop.wait(max(outbox.retry_seconds, 0.2))
+
+    def _round(self, api: PrefectApi, outbox: Outbox, watcher: Watcher) -> None:
+        try:
+            outbox.deliver()
+            if outbox.retry_seconds:
+                self.reachable = False
+                return
+            if self._due("watch", self._settings.poll_seconds):
+                watcher.look()
+            if self._due("prune", PRUNE_SECONDS):
+                forgotten = self._ledger.prune(now() - self._retention)
+                log.debug("ledger_pruned", rows=forgotten)
+            if self._due("beat", self._settings.heartbeat_seconds):
+                self._beat(api)
+            self.reachable = True
+        except PrefectUnavailable as error:
+            self.reachable = False
+            log.warning("prefect_unavailable", error=str(error))
+            self._stop.wait(2.0)
+        except PrefectError as error:
+            log.error("prefect_refused", error=str(error))
+            self._stop.wait(5.0)
+        except (StaleOwner, LedgerError) as error:
+            # The loop meets the same at its next checkpoint, and ends the process.
+            log.error("delivery_held", error=str(error))
+            self._stop.wait(2.0)
+
+    def _due(self, what: str, seconds: float) -> bool:
+        if time.monotonic() - self._done_at.get(what, 0.0) < seconds:
+            return False
+        self._done_at[what] = time.monotonic()
+        return True
+
+    def _beat(self, api: PrefectApi) -> None:
+        """Heartbeats bypass the outbox: an old one is worth nothing."""
+        for model in self._models:
+            event = Event(kind=Kind.HEARTBEAT, model=model, subject=str(uuid.uuid4()), payload={})
+            api.post_event(event.body(now()))

@@ -1,0 +1,448 @@
+"""The loop: read, decide, checkpoint. The one place where the order of effects is decided."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from queue import Empty, SimpleQueue
+from typing import Literal, Protocol
+
+import msgspec
+import structlog
+
+from daemon.grounds import Grounds, JudgedBy, rows_digest
+from daemon.ledger import Checkpoint, Ledger, Position, now
+from daemon.ports import Assignment, DeadLetters, OffsetLoss, Source
+from monitors.drift import WindowRows
+from monitors.episodes import Circumstances, Judged
+from monitors.events import Event, Kind, Outcome
+from monitors.monitor import Monitor, References, Result
+from monitors.policy import Verdict
+from monitors.records import (
+    Decoder,
+    InvalidRecord,
+    LabelRecord,
+    Partition,
+    PredictionRecord,
+    RawRecord,
+)
+from monitors.settings import LimitSettings, ModelSettings
+from monitors.windows import ClosedWindow
+
+log = structlog.get_logger()
+
+# A partition with unread records that gives none for so long is stalled, or Kafka is gone.
+STALL_SECONDS = 120.0
+
+
+class RequestEnded(msgspec.Struct, frozen=True):
+    """News: a retraining request has its outcome."""
+
+    model: str
+    request: str
+    outcome: Outcome
+
+
+class ChampionMoved(msgspec.Struct, frozen=True):
+    """News: the registry's champion was moved by somebody else's hand."""
+
+    model: str
+    version: str
+    action: Literal["promoted", "rolled-back"]
+
+
+class ScoresDisputed(msgspec.Struct, frozen=True):
+    """News: Evidently itself scored these columns otherwise; details are names and numbers only."""
+
+    model: str
+    version: str
+    key: int
+    columns: tuple[str, ...]
+    details: tuple[str, ...]
+
+
+News = RequestEnded | ChampionMoved | ScoresDisputed
+
+
+class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loop was told by the configuration."""
+
+    group: str
+    member: str
+    mode: Literal["observe", "retrain"]
+    models: Mapping[str, ModelSettings]
+    limits: LimitSettings
+    labels_topic: str
+    checkpoint_seconds: float
+
+
+class Reviews(Protocol):
+    """Who has Evidently look at judged windows, later and elsewhere."""
+
+    def url_of(self, model: str, version: str, key: int) -> str:
+        """Where the report of this window will be, whether or not it is ever drawn."""
+
+    def offer(self, judged: Judged, rows: WindowRows, wanted: bool) -> None:
+        """Confirm this window; `wanted`: something was told about it, so draw its report too."""
+
+
+Role = Literal["joining", "standby", "owner"]
+
+
+class Observer:
+    """Who is told what the loop does, and never asked. This one takes no notice; `Metrics` counts."""
+
+    def polled(self, raws: Sequence[RawRecord]) -> None:
+        """These were read."""
+
+    def rejected(self, error: InvalidRecord) -> None:
+        """One of them is a dead letter."""
+
+    def kept(self, step: Checkpoint, seconds: float) -> None:
+        """This is in the ledger now, and took so long to get there."""
+
+    def cycled(self, role: Role, reachable: bool, lags: Mapping[Partition, int]) -> None:
+        """A cycle is over; `reachable` is Kafka, `lags` are the records left to read."""
+
+
+class Engines(References, Protocol):
+    """The references, and the columns that are no longer trusted to the compiled scores."""
+
+    def distrust(self, model: str, version: str, columns: Sequence[str]) -> None: ...
+    def grounds(self, model: str, version: str, rows: str, settings: str) -> Grounds: ...
+
+
+class Loop:
+    """Turns records into decisions, and holds what it decided until the ledger has it."""
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        source: Source,
+        decoder: Decoder,
+        dead_letters: DeadLetters,
+        ledger: Ledger,
+        engines: Engines,
+        reviews: Reviews,
+        observer: Observer | None = None,
+    ) -> None:
+        self.settings = settings
+        self.news: SimpleQueue[News] = SimpleQueue()
+        self.owner = threading.Event()
+        self._source = source
+        self._decoder = decoder
+        self._dead_letters = dead_letters
+        self._ledger = ledger
+        self._engines = engines
+        self._reviews = reviews
+        self._observer = observer or Observer()
+        self._judged_by = {name: JudgedBy.of(model) for name, model in settings.models.items()}
+        self._role: Role = "joining"
+        self._monitor: Monitor | None = None
+        self._origin = ""
+        self._next: dict[Partition, int] = {}
+        self._moved: set[Partition] = set()
+        self._heard: dict[Partition, float] = {}
+        self._labels: dict[Partition, deque[tuple[RawRecord, PredictionRecord | LabelRecord | None]]] = {}
+        self._held: frozenset[Partition] = frozenset()
+        self._behind: dict[Partition, tuple[int, float, bool]] = {}
+        self._counters: dict[str, int] = {}
+        self._pending: list[Event] = []
+        self._ended: list[tuple[str, Outcome]] = []
+        self._saved_at = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Run until asked to stop; a cycle that began is always finished."""
+        while not stop.is_set():
+            self.run_once()
+            self._observer.cycled(self._role, self._source.reachable(), self._lags())
+        if self._monitor is not None:
+            self._checkpoint(Result())
+        log.info("loop_stopped")
+
+    def run_once(self, timeout_seconds: float = 0.5) -> Result:
+        """One cycle. Nothing counts as read before everything it led to is in the ledger."""
+        raws = self._source.poll(timeout_seconds)
+        if (assignment := self._source.assignment()) is not None:
+            self._take_over(assignment)
+            raws = ()
+        if self._monitor is None:
+            return Result()
+        self._observer.polled(raws)
+        for raw in raws:
+            self._receive(raw)
+        self._take_labels(self._monitor)
+        self._hear_losses(self._source.losses())
+        self._notice_stalls()
+        self._hear_news(self._monitor)
+        result = self._close(self._monitor)
+        due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
+        if due or result.judged or result.performances or self._pending or self._ended:
+            self._checkpoint(result)
+        return result
+
+    # --- ownership -------------------------------------------------------------------------------
+
+    def _take_over(self, assignment: Assignment) -> None:
+        """Raise the epoch first, so that whoever had it can write no more, then go on from there."""
+        if not assignment.partitions:
+            self._monitor, self._role = None, "standby"
+            self.owner.clear()
+            log.info("member_standby", group=self.settings.group)
+            return
+        epoch = self._ledger.take_over(self.settings.group, self.settings.member)
+        restored = self._ledger.restore()
+        self._origin = f"{self._source.cluster_id()}|{self.settings.group}"
+        monitor = Monitor(self.settings.models, self._engines, self.settings.limits, restored.models)
+        for partition, position in restored.positions.items():
+            if position.stream_time is not None:
+                monitor.times.restore(partition, position.stream_time)
+        owned = {
+            partition: restored.positions[partition].next_offset
+            for partition in assignment.partitions
+            if partition in restored.positions
+        }
+        self._next = dict(self._source.seek(owned))
+        self._moved = set(self._next)
+        self._heard = dict.fromkeys(self._next, time.monotonic())
+        self._counters = dict(restored.counters)
+        self._pending, self._ended = [], []
+        self._labels, self._held, self._behind = {}, frozenset(), {}
+        self._source.hold(())
+        self._monitor = monitor
+        self._hear_losses(self._source.losses())
+        # Before anything is read: where "latest" was is now written down.
+        self._checkpoint(Result())
+        self._role = "owner"
+        self.owner.set()
+        log.info("member_active", group=self.settings.group, epoch=epoch, partitions=len(self._next))
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def _receive(self, raw: RawRecord) -> None:
+        """Predictions are taken at once; labels stand in line, lest they run ahead of them."""
+        self._heard[raw.partition] = time.monotonic()
+        try:
+            record = self._decoder.decode(raw)
+        except InvalidRecord as error:
+            self._reject(raw, error)
+            record = None
+        if raw.partition.topic == self.settings.labels_topic:
+            self._labels.setdefault(raw.partition, deque()).append((raw, record))
+        else:
+            self._observe(raw, record)
+
+    def _observe(self, raw: RawRecord, record: PredictionRecord | LabelRecord | None) -> None:
+        assert self._monitor is not None
+        try:
+            if record is not None:
+                self._monitor.observe(record)
+        except InvalidRecord as error:
+            self._reject(raw, error)
+        self._next[raw.partition] = raw.offset + 1
+        self._moved.add(raw.partition)
+        self._count("records")
+
+    def _take_labels(self, monitor: Monitor) -> None:
+        """Take the labels whose time has come; partitions with some left are read no further."""
+        predictions = [p for p in self._active() if p.topic != self.settings.labels_topic]
+        for line in self._labels.values():
+            while line:
+                raw, record = line[0]
+                if isinstance(record, LabelRecord) and monitor.ahead(record, predictions):
+                    break
+                line.popleft()
+                self._observe(raw, record)
+        held = frozenset(partition for partition, line in self._labels.items() if line)
+        if held != self._held:
+            self._source.hold(held)
+            self._held = held
+
+    def _reject(self, raw: RawRecord, error: InvalidRecord) -> None:
+        self._dead_letters.put(raw, error)
+        self._observer.rejected(error)
+        self._count("dead_letters")
+        log.debug("record_rejected", code=error.code, offset=raw.offset, topic=raw.partition.topic)
+
+    def _count(self, name: str) -> None:
+        self._counters[name] = self._counters.get(name, 0) + 1
+
+    def _hear_losses(self, losses: Sequence[OffsetLoss]) -> None:
+        for loss in losses:
+            where = f"{loss.partition.topic}/{loss.partition.index}"
+            log.error("records_lost", partition=where, expected=loss.expected, available=loss.available)
+            # A checkpoint must never point back in front of what is gone.
+            self._next[loss.partition] = max(self._next.get(loss.partition, 0), loss.available)
+            if loss.available < loss.expected:
+                self._next[loss.partition] = loss.available
+            self._moved.add(loss.partition)
+            self._pending += [
+                Event(
+                    kind=Kind.DATA_LOST,
+                    model=model,
+                    subject=f"{self._origin}|{model}|{where}|{loss.expected}|{loss.available}",
+                    payload={
+                        "topic": loss.partition.topic,
+                        "partition": loss.partition.index,
+                        "expected": loss.expected,
+                        "available": loss.available,
+                    },
+                )
+                for model in self.settings.models
+            ]
+
+    def _notice_stalls(self) -> None:
+        """Tell once of a partition that has records which do not come."""
+        now_ = time.monotonic()
+        done = self._source.drained() | self._held
+        for partition, offset in self._next.items():
+            at, since, told = self._behind.get(partition, (offset, now_, False))
+            if partition in done or at != offset:
+                at, since, told = offset, now_, False
+            stalled = not told and partition not in done and now_ - since > STALL_SECONDS
+            self._behind[partition] = (at, since, told or stalled)
+            if stalled:
+                self._tell_stall(partition, offset)
+
+    def _tell_stall(self, partition: Partition, offset: int) -> None:
+        where = f"{partition.topic}/{partition.index}"
+        log.error("partition_stalled", partition=where, next_offset=offset)
+        self._pending += [
+            Event(
+                kind=Kind.DATA_STALLED,
+                model=model,
+                subject=f"{self._origin}|{model}|{where}|{offset}",
+                payload={
+                    "topic": partition.topic,
+                    "partition": partition.index,
+                    "next_offset": offset,
+                    "seconds": STALL_SECONDS,
+                },
+            )
+            for model in self.settings.models
+        ]
+
+    def _hear_news(self, monitor: Monitor) -> None:
+        while True:
+            try:
+                news = self.news.get_nowait()
+            except Empty:
+                return
+            model = monitor.models.get(news.model)
+            if model is None:
+                continue
+            if isinstance(news, RequestEnded):
+                self._pending += model.outcome(news.request, news.outcome)
+                self._ended.append((news.request, news.outcome))
+                log.info("request_ended", model=news.model, action=news.outcome.action, request=news.request)
+            elif isinstance(news, ChampionMoved):
+                self._pending += model.champion(news.version, news.action)
+            else:
+                self._dispute(news)
+
+    def _dispute(self, news: ScoresDisputed) -> None:
+        self._engines.distrust(news.model, news.version, news.columns)
+        log.error("scores_disputed", model=news.model, columns=list(news.columns), details=list(news.details))
+        self._pending.append(
+            Event(
+                kind=Kind.DRIFT_DISPUTED,
+                model=news.model,
+                subject=f"{self._origin}|{news.model}|{news.version}|{news.key}",
+                version=news.version,
+                payload={"columns": list(news.columns), "details": list(news.details)},
+            )
+        )
+
+    # --- deciding --------------------------------------------------------------------------------
+
+    def _close(self, monitor: Monitor) -> Result:
+        labels_topic = self.settings.labels_topic
+        active = self._active()
+        return monitor.close(
+            self._circumstances(),
+            [partition for partition in active if partition.topic != labels_topic],
+            [partition for partition in active if partition.topic == labels_topic],
+        )
+
+    def _active(self) -> list[Partition]:
+        """The owned partitions that windows wait for: those not silent, with nothing left to read."""
+        patience = max(model.window.idle_seconds for model in self.settings.models.values())
+        oldest = time.monotonic() - patience
+        drained = self._source.drained()
+        return [p for p in self._next if p not in drained or p in self._held or self._heard[p] >= oldest]
+
+    def _lags(self) -> dict[Partition, int]:
+        """The records of each partition that are in the log and not yet taken."""
+        ends = self._source.ends()
+        return {one: max(0, ends[one] - at) for one, at in self._next.items() if one in ends}
+
+    def _circumstances(self) -> Callable[[str, str, ClosedWindow], Circumstances]:
+        silences: dict[str, datetime] | None = None
+
+        def around(model: str, version: str, window: ClosedWindow) -> Circumstances:
+            nonlocal silences
+            if silences is None:
+                silences = self._ledger.silences()
+            return Circumstances(
+                origin=self._origin,
+                mode=self.settings.mode,
+                silenced=model in silences and silences[model] > now(),
+                report_url=self._reviews.url_of(model, version, window.key),
+            )
+
+        return around
+
+    # --- keeping ---------------------------------------------------------------------------------
+
+    def _checkpoint(self, result: Result) -> None:
+        """Dead letters first, then everything at once, then Kafka's offsets, which nothing depends on."""
+        assert self._monitor is not None
+        monitor, began = self._monitor, time.monotonic()
+        self._dead_letters.flush()
+        moved = {p: Position(self._next[p], monitor.times.of(p)) for p in self._moved}
+        told = {event.payload.get("report_url") for event in result.events}
+        urls = [self._reviews.url_of(one.model, one.version, one.key) for one in result.judged]
+        reports = [url if url in told else "" for url in urls]
+        step = Checkpoint(
+            positions=moved,
+            models={name: model.take_changes() for name, model in monitor.models.items()},
+            judged=list(zip(result.judged, reports, strict=True)),
+            grounds=list(map(self._grounds, result.judged, result.rows)),
+            settings={by.digest: by.body for one in result.judged for by in (self._judged_by[one.model],)},
+            performances=result.performances,
+            events=[*result.events, *self._pending],
+            ended=self._ended,
+            counters=self._counters,
+        )
+        self._ledger.checkpoint(step)
+        self._pending, self._ended, self._moved = [], [], set()
+        self._saved_at = time.monotonic()
+        self._observer.kept(step, self._saved_at - began)
+        self._source.commit({partition: position.next_offset for partition, position in moved.items()})
+        for judged, rows, report in zip(result.judged, result.rows, reports, strict=True):
+            _log_window(judged, monitor.models[judged.model].late(judged.version))
+            self._reviews.offer(judged, rows, wanted=bool(report))
+        for event in result.events:
+            log.info("event_recorded", kind=str(event.kind), model=event.model, id=str(event.id))
+
+    def _grounds(self, judged: Judged, rows: WindowRows) -> Grounds:
+        digest, by = rows_digest(rows), self._judged_by[judged.model].digest
+        if judged.decision.verdict is Verdict.LEARNING:
+            return Grounds(digest, by)
+        return self._engines.grounds(judged.model, judged.version, digest, by)
+
+
+def _log_window(judged: Judged, late: int) -> None:
+    log.info(
+        "window_evaluated",
+        model=judged.model,
+        version=judged.version,
+        end=judged.end.isoformat(),
+        verdict=str(judged.decision.verdict),
+        phase=str(judged.decision.phase),
+        drift_share=round(judged.report.drift_share, 4),
+        rows=judged.seen,
+        sampled=judged.sampled,
+        late=late,
+    )
