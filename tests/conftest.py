@@ -1,0 +1,194 @@
+"""A broker for the whole session, and the count of what really ran against what."""
+
+import itertools
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from daemon.logs import _CHATTY
+from daemon.wire.local_kafka import LocalKafka, java_and_maven
+from daemon.wire.local_prefect import LocalPrefectServer
+from daemon.wire.prefect import PrefectApi
+from monitors.records import Partition
+from monitors.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from daemon.dev_broker import DevBroker
+
+KINDS = ("real Apache Kafka", "development broker")
+CHOICE = os.environ.get("RETRAIN_DAEMON_TEST_BROKER", "real" if java_and_maven() else "dev")
+
+
+class Kafka:
+    """A running broker, with names that no other test uses."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, broker: "LocalKafka | DevBroker") -> None:
+        self.broker = broker
+        self.kind = broker.kind
+        self.bootstrap_servers = broker.bootstrap_servers
+        self._producer: Any = None
+
+    def settings(self, **fields: Any) -> KafkaSettings:
+        """Settings that reach this broker, in a group of the test's own."""
+        own = {"bootstrap_servers": self.bootstrap_servers, "group": self.name("group"), "start": "earliest"}
+        return KafkaSettings(**(own | {"session_timeout_seconds": 6.0} | fields))
+
+    def name(self, stem: str = "test") -> str:
+        return f"{stem}-{next(self._numbers)}-{uuid.uuid4().hex[:6]}"
+
+    def topic(self, partitions: int = 1, **configs: str) -> str:
+        """A new topic; `retention_ms="1"` is its configuration `retention.ms`."""
+        from daemon.wire.kafka_client import ensure_topics
+
+        name = self.name("topic")
+        dotted = {key.replace("_", "."): value for key, value in configs.items()}
+        ensure_topics(self.settings(), {name: partitions}, dotted)
+        return name
+
+    def produce(self, topic: str, values: Sequence[bytes | None], partition: int = 0, **fields: Any) -> None:
+        """Write these values in order, and return when they are stored."""
+        from daemon.wire.kafka_client import make_producer
+
+        if self._producer is None:
+            self._producer = make_producer(self.settings())
+        sent = [self._producer.send(topic, value=one, partition=partition, **fields) for one in values]
+        self._producer.flush(timeout=30)
+        for one in sent:
+            one.get(timeout=30)
+
+    def delete_before(self, partition: Partition, offset: int) -> None:
+        from kafka import TopicPartition
+
+        from daemon.wire.kafka_client import admin
+
+        with admin(self.settings()) as client:
+            client.delete_records({TopicPartition(partition.topic, partition.index): offset})
+
+    def recreate(self, topic: str, partitions: int = 1) -> None:
+        from daemon.wire.kafka_client import admin, ensure_topics
+
+        with admin(self.settings()) as client:
+            client.delete_topics([topic])
+        ensure_topics(self.settings(), {topic: partitions})
+
+    def configure(self, topic: str, configs: Mapping[str, str]) -> None:
+        from kafka.admin import ConfigResource, ConfigResourceType
+
+        from daemon.wire.kafka_client import admin
+
+        with admin(self.settings()) as client:
+            client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(configs))])
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=5)
+        self.broker.stop()
+
+
+@pytest.fixture(autouse=True)
+def unchanged_logs() -> Iterator[None]:
+    """Give the logs back as they were: a command that a test runs configures them for its process."""
+    loggers = [logging.getLogger(name) for name in (None, *_CHATTY)]
+    levels = [logger.level for logger in loggers]
+    handlers = loggers[0].handlers[:]
+    yield
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def real_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A real Apache Kafka for the session, where Java and Maven are."""
+    if not java_and_maven() or CHOICE == "dev":
+        pytest.skip("needs Java and Maven (and RETRAIN_DAEMON_TEST_BROKER not set to dev)")
+    kafka = Kafka(LocalKafka(tmp_path_factory.mktemp("kafka")).start())
+    yield kafka
+    kafka.close()
+
+
+@pytest.fixture(scope="session")
+def dev_kafka() -> Iterator[Kafka]:
+    """The development broker for the session."""
+    from daemon.dev_broker import DevBroker
+
+    kafka = Kafka(DevBroker().start())
+    yield kafka
+    kafka.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Kafka:
+    """The best broker there is: a real one where Java and Maven are."""
+    broker: Kafka = request.getfixturevalue("real_kafka" if CHOICE == "real" else "dev_kafka")
+    return broker
+
+
+# --- a Prefect server, which takes ten seconds to start ---------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrefectServer]:
+    """The server, with this process's own Prefect settings pointing at it until the session ends."""
+    from prefect.context import refresh_global_settings_context
+
+    with pytest.MonkeyPatch.context() as patch:
+        server = LocalPrefectServer(tmp_path_factory.mktemp("prefect"))
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        # Prefect read the environment when it was imported, which another test may have done long ago.
+        refresh_global_settings_context()
+        with server:
+            yield server
+    refresh_global_settings_context()
+
+
+@pytest.fixture
+def prefect_api(prefect_server: LocalPrefectServer) -> Iterator[PrefectApi]:
+    """A connection of the test's own."""
+    with PrefectApi() as api:
+        yield api
+
+
+# --- what ran against what ---------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if CHOICE not in ("real", "dev"):
+        raise pytest.UsageError(f"RETRAIN_DAEMON_TEST_BROKER is {CHOICE!r}; it may be `real` or `dev`")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Note which broker the test had in hand."""
+    marker = item.get_closest_marker("kafka")
+    if marker is not None:
+        used = getattr(item, "funcargs", {}).values()
+        kinds = {getattr(value, "kind", None) for value in used} & set(KINDS)
+        # A test that starts a broker of its own starts a real one, or says so: kafka(broker=...).
+        own = marker.kwargs.get("broker", KINDS[0])
+        item.user_properties.append(("broker", next(iter(kinds), own)))
+    if item.get_closest_marker("prefect") is not None:
+        item.user_properties.append(("prefect", "real"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    ran = [
+        dict(report.user_properties)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+        if report.when == "call"
+    ]
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "kafka" in report.keywords]
+    counts = [f"{sum(one.get('broker') == kind for one in ran)} on {kind}" for kind in KINDS]
+    prefect = sum("prefect" in one for one in ran)
+    terminalreporter.write_line(f"Kafka tests: {', '.join(counts)}, {len(skipped)} skipped")
+    terminalreporter.write_line(f"Prefect tests: {prefect} on a real Prefect server")

@@ -1,0 +1,352 @@
+"""What every form of the port `Source` promises."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from daemon.memory import MemoryLog, MemorySource
+from daemon.ports import Assignment, OffsetLoss, Source
+from daemon.wire.kafka import KafkaSource
+from monitors.records import Partition, RawRecord
+from monitors.settings import KafkaSettings
+
+PATIENCE_SECONDS = 20.0
+
+
+class Memory:
+    """The world of `MemorySource`."""
+
+    def __init__(self) -> None:
+        self._log = MemoryLog()
+        self._topics = 0
+
+    def topic(self, partitions: int = 1) -> str:
+        self._topics += 1
+        self._log.create(f"topic-{self._topics}", partitions)
+        return f"topic-{self._topics}"
+
+    def settings(self, **fields: Any) -> KafkaSettings:
+        return KafkaSettings(**({"start": "earliest"} | fields))
+
+    def source(self, settings: KafkaSettings) -> Source:
+        return MemorySource(self._log, settings)
+
+    def produce(self, topic: str, values: Sequence[bytes | None], partition: int = 0, **fields: Any) -> None:
+        if "headers" in fields:
+            fields["headers"] = tuple(fields["headers"])
+        for value in values:
+            self._log.append(Partition(topic, partition), value, **fields)
+
+    def delete_before(self, partition: Partition, offset: int) -> None:
+        self._log.expire(partition, offset)
+
+    def recreate(self, topic: str, partitions: int = 1) -> None:
+        self._log.create(topic, partitions)
+
+
+class Broker:
+    """The world of `KafkaSource`."""
+
+    def __init__(self, kafka: Any) -> None:
+        self.kind = kafka.kind
+        self.topic = kafka.topic
+        self.settings = kafka.settings
+        self.produce = kafka.produce
+        self.delete_before = kafka.delete_before
+        self.recreate = kafka.recreate
+
+    def source(self, settings: KafkaSettings) -> Source:
+        return KafkaSource(settings)
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("real_kafka", marks=pytest.mark.kafka),
+        pytest.param("dev_kafka", marks=pytest.mark.kafka),
+    ]
+)
+def world(request: pytest.FixtureRequest) -> Memory | Broker:
+    return Memory() if request.param == "memory" else Broker(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def join(world: Memory | Broker) -> Iterator[Callable[[KafkaSettings], Source]]:
+    """Makes members of a group, and closes those that are left."""
+    members: list[Source] = []
+
+    def make(settings: KafkaSettings) -> Source:
+        members.append(world.source(settings))
+        return members[-1]
+
+    yield make
+    for member in members:
+        member.close()
+
+
+def until_assigned(*members: Source) -> list[Assignment]:
+    """
+    Poll all these members until each has heard what it owns.
+
+    At the same time, as they would in processes of their own: a kafka-python consumer that nobody polls
+    just when its group settles joins once more.
+    """
+    heard: dict[int, Assignment] = {}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+
+    def listen(index: int) -> None:
+        while len(heard) < len(members) and time.monotonic() < deadline:
+            assert members[index].poll(0.3) == [], "a record before anybody said where to start"
+            news = members[index].assignment()
+            if news is not None:
+                heard[index] = news
+
+    with ThreadPoolExecutor(len(members)) as pool:
+        list(pool.map(listen, range(len(members))))
+    assert len(heard) == len(members), f"only {len(heard)} of {len(members)} members heard what they own"
+    return [heard[index] for index in range(len(members))]
+
+
+def read(source: Source, count: int) -> list[RawRecord]:
+    """Poll until there are so many records, or too long."""
+    records: list[RawRecord] = []
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(records) < count and time.monotonic() < deadline:
+        records += source.poll(0.2)
+    return records
+
+
+def values(records: Sequence[RawRecord]) -> list[bytes | None]:
+    return [record.value for record in records]
+
+
+def test_a_lone_member_owns_every_partition_of_every_topic(world: Any, join: Any) -> None:
+    predictions, labels = world.topic(2), world.topic(1)
+    source = join(world.settings(topic=predictions, labels_topic=labels))
+    (assignment,) = until_assigned(source)
+    assert set(assignment.partitions) == {
+        Partition(predictions, 0),
+        Partition(predictions, 1),
+        Partition(labels, 0),
+    }
+
+
+def test_an_assignment_is_told_once(world: Any, join: Any) -> None:
+    source = join(world.settings(topic=world.topic()))
+    until_assigned(source)
+    source.seek({})
+    source.poll(0.2)
+    assert source.assignment() is None
+
+
+def test_nothing_is_read_before_seek(world: Any, join: Any) -> None:
+    topic = world.topic()
+    world.produce(topic, [b"1", b"2"])
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    for _ in range(4):
+        assert source.poll(0.2) == []
+
+
+def test_reading_goes_on_from_the_given_offsets(world: Any, join: Any) -> None:
+    topic = world.topic(2)
+    for partition in (0, 1):
+        world.produce(topic, [b"0", b"1", b"2", b"3"], partition)
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    going_on = source.seek({Partition(topic, 0): 1, Partition(topic, 1): 3})
+    assert going_on == {Partition(topic, 0): 1, Partition(topic, 1): 3}
+    records = read(source, 4)
+    assert [r.offset for r in records if r.partition.index == 0] == [1, 2, 3]
+    assert [r.offset for r in records if r.partition.index == 1] == [3]
+    assert source.losses() == []
+
+
+@pytest.mark.parametrize(("start", "expected"), [("earliest", 0), ("latest", 3)])
+def test_partitions_not_named_start_where_the_settings_say(
+    world: Any, join: Any, start: str, expected: int
+) -> None:
+    topic = world.topic()
+    world.produce(topic, [b"0", b"1", b"2"])
+    source = join(world.settings(topic=topic, start=start))
+    until_assigned(source)
+    assert source.seek({}) == {Partition(topic, 0): expected}
+    world.produce(topic, [b"3"])
+    assert values(read(source, 4 - expected)) == [b"0", b"1", b"2", b"3"][expected:]
+
+
+def test_a_record_comes_whole(world: Any, join: Any) -> None:
+    topic = world.topic()
+    world.produce(topic, [b"\xff\x00"], key=b"k", headers=[("h", b"v")], timestamp_ms=1_700_000_000_123)
+    world.produce(topic, [None], key=b"gone")
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    source.seek({})
+    first, second = read(source, 2)
+    assert first == RawRecord(Partition(topic, 0), 0, 1_700_000_000_123, b"k", b"\xff\x00", (("h", b"v"),))
+    assert (second.key, second.value, second.headers) == (b"gone", None, ())
+
+
+def test_a_newcomer_stands_by_and_disturbs_nobody(world: Any, join: Any) -> None:
+    topic = world.topic(2)
+    settings = world.settings(topic=topic)
+    first = join(settings)
+    until_assigned(first)
+    first.seek({})
+    second = join(settings)
+    stop = threading.Event()
+
+    def keep_polling() -> None:
+        while not stop.is_set():
+            assert first.poll(0.3) == []
+
+    with ThreadPoolExecutor(1) as pool:
+        polling = pool.submit(keep_polling)
+        standby = until_assigned(second)
+        stop.set()
+        polling.result()
+    assert standby == [Assignment(())]
+    assert first.assignment() is None, "the active member was disturbed"
+    world.produce(topic, [b"a"], 0)
+    world.produce(topic, [b"b"], 1)
+    assert sorted(values(read(first, 2))) == [b"a", b"b"]
+    assert second.poll(0.2) == []
+
+
+def test_owner_and_standby_know_that_kafka_answers_and_the_owner_where_the_log_ends(
+    world: Any, join: Any
+) -> None:
+    topic = world.topic(2)
+    world.produce(topic, [b"0", b"1", b"2"], 1)
+    settings = world.settings(topic=topic)
+    first, second = join(settings), join(settings)
+    assignments = until_assigned(first, second)
+    owner, standby = (first, second) if assignments[0].partitions else (second, first)
+    owner.seek({})
+    read(owner, 3)
+    owner.drained()
+    assert owner.ends() == {Partition(topic, 0): 0, Partition(topic, 1): 3}
+    assert standby.ends() == {}
+    assert owner.reachable() and standby.reachable()
+
+
+def test_the_standby_takes_over_when_the_active_member_leaves(world: Any, join: Any) -> None:
+    topic = world.topic()
+    settings = world.settings(topic=topic)
+    first, second = join(settings), join(settings)
+    assignments = until_assigned(first, second)
+    active, standby = (first, second) if assignments[0].partitions else (second, first)
+    world.produce(topic, [b"1"])
+    active.close()
+    (taken,) = until_assigned(standby)
+    assert taken.partitions == (Partition(topic, 0),)
+    standby.seek({})
+    assert values(read(standby, 1)) == [b"1"]
+
+
+def test_offsets_gone_before_the_start_are_a_loss(world: Any, join: Any) -> None:
+    topic = world.topic()
+    partition = Partition(topic, 0)
+    world.produce(topic, [b"0", b"1", b"2", b"3"])
+    world.delete_before(partition, 3)
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    assert source.seek({partition: 1}) == {partition: 3}
+    assert source.losses() == [OffsetLoss(partition, expected=1, available=3)]
+    assert source.losses() == []
+    assert values(read(source, 1)) == [b"3"]
+
+
+def test_offsets_gone_while_reading_are_a_loss(world: Any, join: Any) -> None:
+    topic = world.topic()
+    partition = Partition(topic, 0)
+    world.produce(topic, [b"0", b"1", b"2", b"3"])
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    source.seek({partition: 0})
+    world.delete_before(partition, 2)
+    assert values(read(source, 2)) == [b"2", b"3"]
+    assert source.losses() == [OffsetLoss(partition, expected=0, available=2)]
+
+
+def test_an_offset_beyond_the_end_means_another_log(world: Any, join: Any) -> None:
+    topic = world.topic()
+    partition = Partition(topic, 0)
+    world.produce(topic, [b"old"] * 5)
+    world.recreate(topic)
+    world.produce(topic, [b"new"])
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    assert source.seek({partition: 5}) == {partition: 0}
+    assert source.losses() == [OffsetLoss(partition, expected=5, available=0)]
+    assert values(read(source, 1)) == [b"new"]
+
+
+def test_drained_names_the_partitions_with_nothing_left(world: Any, join: Any) -> None:
+    topic = world.topic(2)
+    world.produce(topic, [b"0", b"1"], 0)
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    source.seek({})
+    assert source.drained() == {Partition(topic, 1)}
+    assert len(read(source, 2)) == 2
+    assert source.drained() == {Partition(topic, 0), Partition(topic, 1)}
+
+
+def test_a_standby_has_drained_nothing(world: Any, join: Any) -> None:
+    settings = world.settings(topic=world.topic())
+    first, second = join(settings), join(settings)
+    assignments = until_assigned(first, second)
+    standby = second if assignments[0].partitions else first
+    standby.seek({})
+    assert standby.drained() == frozenset()
+
+
+def test_the_cluster_has_one_name(world: Any, join: Any) -> None:
+    topic = world.topic()
+    one, other = join(world.settings(topic=topic)), join(world.settings(topic=topic))
+    assert one.cluster_id() == other.cluster_id() != ""
+
+
+def test_committing_is_for_others_and_moves_nothing(world: Any, join: Any) -> None:
+    topic = world.topic()
+    partition = Partition(topic, 0)
+    world.produce(topic, [b"0", b"1", b"2"])
+    settings = world.settings(topic=topic)
+    first = join(settings)
+    until_assigned(first)
+    first.seek({})
+    first.commit({partition: 2})
+    first.commit({})
+    first.close()
+    second = join(settings)
+    until_assigned(second)
+    second.seek({partition: 0})
+    assert values(read(second, 3)) == [b"0", b"1", b"2"]
+
+
+def test_held_partitions_are_left_alone_and_nothing_of_them_is_lost(world: Any, join: Any) -> None:
+    topic = world.topic(2)
+    held, other = Partition(topic, 0), Partition(topic, 1)
+    world.produce(topic, [b"a0", b"a1"], 0)
+    world.produce(topic, [b"b0"], 1)
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    source.seek({})
+    assert len(read(source, 3)) == 3
+    source.hold([held])
+    world.produce(topic, [b"a2", b"a3"], 0)
+    world.produce(topic, [b"b1"], 1)
+    assert values(read(source, 1)) == [b"b1"]
+    assert source.poll(1.0) == []
+    assert held not in source.drained()
+    world.produce(topic, [b"a4"], 0)
+    source.hold([])
+    assert [(r.partition, r.value) for r in read(source, 3)] == [(held, b"a2"), (held, b"a3"), (held, b"a4")]
+    world.produce(topic, [b"b2"], 1)
+    assert [(r.partition, r.value) for r in read(source, 1)] == [(other, b"b2")]
+    assert source.losses() == []

@@ -1,0 +1,134 @@
+"""A daemon's loop on real Kafka that kills itself, hard, in a named step. Run as a program by a test."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from daemon.engines import StoredEngines
+from daemon.evidently_worker import EvidentlyWorker
+from daemon.ledger import Checkpoint, Ledger
+from daemon.loop import Loop, LoopSettings
+from daemon.wire.kafka import KafkaSource
+from daemon.wire.kafka_dead_letters import KafkaDeadLetters
+from daemon.wire.references import ReferenceStore
+from monitors.decoding import make_decoder
+from monitors.drift import WindowRows
+from monitors.episodes import Judged
+from monitors.monitor import Monitor, Result
+from monitors.records import RawRecord
+from monitors.settings import FieldSettings, KafkaSettings, LimitSettings, ModelSettings
+
+
+class Doom:
+    """Counts a step down and then ends the process the way a power cut does."""
+
+    def __init__(self, step: str, countdown: int) -> None:
+        self._step = step
+        self._left = countdown
+
+    def at(self, step: str) -> None:
+        if step != self._step:
+            return
+        self._left -= 1
+        if self._left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DoomedSource(KafkaSource):
+    """Dies with records in hand."""
+
+    doom: Doom
+
+    def poll(self, timeout_seconds: float) -> Sequence[RawRecord]:
+        records = super().poll(timeout_seconds)
+        if records:
+            self.doom.at("read")
+        return records
+
+
+class DoomedLedger(Ledger):
+    """Dies right before or right after the transaction."""
+
+    doom: Doom
+
+    def checkpoint(self, step: Checkpoint) -> None:
+        self.doom.at("before_commit")
+        super().checkpoint(step)
+        self.doom.at("after_commit")
+
+
+class DoomedLoop(Loop):
+    """Dies with decisions in hand that nobody knows of yet."""
+
+    doom: Doom
+
+    def _close(self, monitor: Monitor) -> Result:
+        result = super()._close(monitor)
+        if result.judged:
+            self.doom.at("scored")
+        return result
+
+
+class NoReviews:
+    """Evidently has tests of its own."""
+
+    def url_of(self, model: str, version: str, key: int) -> str:
+        return f"{model}-{version}-{key}"
+
+    def offer(self, judged: Judged, rows: WindowRows, wanted: bool) -> None: ...
+
+
+class UntilDrained(threading.Event):
+    """Stops once nothing is left to read but labels that wait for predictions, for some cycles."""
+
+    def __init__(self, loop: Loop, source: KafkaSource, quiet_cycles: int) -> None:
+        super().__init__()
+        self._loop = loop
+        self._source = source
+        self._needed = quiet_cycles
+        self._quiet = 0
+
+    def is_set(self) -> bool:
+        done = self._source.drained() | self._loop._held
+        owned = self._source._partitions.values()
+        self._quiet = self._quiet + 1 if owned and done.issuperset(owned) else 0
+        return self._quiet >= self._needed
+
+
+def main(plan: Path, step: str, countdown: int) -> None:
+    """Carry on from the plan's ledger; the step `none` runs to the end of the log."""
+    told = json.loads(plan.read_text())
+    kafka = msgspec.convert(told["kafka"], KafkaSettings)
+    models = msgspec.convert(told["models"], dict[str, ModelSettings])
+    DoomedSource.doom = DoomedLedger.doom = DoomedLoop.doom = Doom(step, countdown)
+    source, ledger = DoomedSource(kafka), DoomedLedger(told["ledger"])
+    fields = {topic: FieldSettings() for topic in (*kafka.topics, kafka.labels_topic)}
+    loop = DoomedLoop(
+        LoopSettings(
+            group=kafka.group,
+            member=str(os.getpid()),
+            mode="retrain",
+            models=models,
+            limits=LimitSettings(),
+            labels_topic=kafka.labels_topic,
+            checkpoint_seconds=0.2,
+        ),
+        source,
+        make_decoder(fields, kafka.labels_topic, list(models), LimitSettings()),
+        KafkaDeadLetters(kafka),
+        ledger,
+        StoredEngines(ReferenceStore(told["references"]), models, "compiled", EvidentlyWorker()),
+        NoReviews(),
+    )
+    loop.run(UntilDrained(loop, source, 3))
+    source.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,134 @@
+"""Kill -9 of a real process on a real broker, wherever it hurts: the decisions stay the same."""
+
+import json
+import random
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from daemon.ledger import Ledger
+from daemon.wire.kafka_client import make_producer
+from monitors.settings import KafkaSettings, ModelSettings, PolicySettings, WindowSettings
+
+pytestmark = pytest.mark.kafka
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+CHILD = Path(__file__).with_name("doomed_daemon.py")
+STEPS = ("read", "scored", "before_commit", "after_commit")
+KILLS = 20
+ROWS = 3_000
+MODEL = ModelSettings(
+    reference_rows=300,
+    label_horizon_seconds=120.0,
+    window=WindowSettings(seconds=60.0, grace_seconds=5.0, min_rows=10, max_rows=40, idle_seconds=3_600.0),
+    policy=PolicySettings(for_windows=2, keep_firing_windows=1),
+)
+
+
+class Scene:
+    """One log, and as many daemons with a ledger of their own as wanted."""
+
+    def __init__(self, kafka: Any, folder: Path) -> None:
+        self.settings = KafkaSettings(
+            bootstrap_servers=kafka.bootstrap_servers,
+            topic=kafka.topic(3),
+            labels_topic=kafka.topic(1),
+            dead_letter_topic=kafka.topic(1),
+            group=f"group-{random.getrandbits(32):x}",
+            start="earliest",
+            session_timeout_seconds=1.5,
+        )
+        self._folder = folder
+
+    def write(self) -> None:
+        """Two drifts in 3,000 seconds of stream time, jittered, over three partitions; some garbage."""
+        chance = random.Random(7)
+        producer = make_producer(self.settings)
+        for number in range(ROWS):
+            drifted = 1_000 <= number < 1_500 or number >= 2_400
+            jitter = chance.uniform(0, 20) if chance.random() < 0.05 else 0.0
+            time = START + timedelta(seconds=max(0.0, number - jitter))
+            body = {
+                "model": "fraud",
+                "model_version": "1",
+                "id": f"r{number}",
+                "event_time": time.isoformat(),
+                "features": {"x": chance.gauss(4.0 if drifted else 0.0, 1.0), "y": chance.choice("abc")},
+                "prediction": number % 2,
+            }
+            partition = chance.randrange(3)
+            self._send(producer, self.settings.topics[0], partition, body)
+            if number % 200 == 0:
+                producer.send(self.settings.topics[0], value=b"garbage", partition=partition)
+            if number % 3:
+                known = (time + timedelta(seconds=30)).isoformat()
+                label = {"model": "fraud", "id": f"r{number}", "label": number % 2, "event_time": known}
+                self._send(producer, self.settings.labels_topic, 0, label)
+        producer.flush()
+        producer.close()
+
+    def run(self, name: str, step: str = "none", countdown: int = 0) -> int:
+        """One process, until it dies or is done; returns its exit code."""
+        plan = self._folder / f"{name}.json"
+        plan.write_text(
+            json.dumps(
+                {
+                    "kafka": msgspec.to_builtins(self.settings),
+                    "models": {"fraud": msgspec.to_builtins(MODEL)},
+                    "ledger": self._url(name),
+                    "references": str(self._folder / f"{name}-references"),
+                }
+            )
+        )
+        command = [sys.executable, str(CHILD), str(plan), step, str(countdown)]
+        return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
+
+    def finish(self, name: str) -> int:
+        """To the end of the log, and once more: a process may stop with labels that still waited."""
+        return self.run(name) or self.run(name)
+
+    def decisions(self, name: str) -> tuple[object, ...]:
+        """All that a ledger says was decided, ids and scores included."""
+        ledger = Ledger(self._url(name))
+        scores = [(row["key"], row["score"], row["labelled"]) for row in ledger.windows("fraud")]
+        told = [(row["id"], row["kind"]) for row in ledger.events()]
+        requests = [(row.id, row.attempt) for row in ledger.requests()]
+        decided = ledger.evidence("fraud"), told, requests, scores, ledger.counters()
+        ledger.close()
+        return decided
+
+    def _url(self, name: str) -> str:
+        return f"sqlite:///{self._folder / name}.db"
+
+    @staticmethod
+    def _send(producer: Any, topic: str, partition: int, body: dict[str, object]) -> None:
+        producer.send(topic, value=json.dumps(body).encode(), partition=partition)
+
+
+def test_twenty_kills_change_no_decision(kafka: Any, tmp_path: Path) -> None:
+    scene = Scene(kafka, tmp_path)
+    scene.write()
+    assert scene.finish("undisturbed") == 0
+    expected = scene.decisions("undisturbed")
+
+    chance = random.Random(11)
+    kills = 0
+    for turn in range(4 * KILLS):
+        step = STEPS[turn % len(STEPS)]
+        if scene.run("killed", step, chance.randint(1, 2)) == -9:
+            kills += 1
+        if kills == KILLS:
+            break
+    assert scene.finish("killed") == 0
+    found = scene.decisions("killed")
+
+    assert kills == KILLS
+    for one, other in zip(found, expected, strict=True):
+        assert one == other
+    judged, told, *_ = expected
+    assert len(judged) > 40 and len(told) > 1, "there was something to decide"  # type: ignore[arg-type]

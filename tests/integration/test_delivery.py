@@ -1,0 +1,260 @@
+"""Outbox and watcher against a real Prefect server: told once, proved, and held where an operator says so."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from daemon.ledger import Checkpoint, Ledger, RequestRow, now
+from daemon.loop import News, RequestEnded
+from daemon.outbox import Outbox
+from daemon.watcher import Watcher
+from daemon.wire.local_prefect import LocalPrefectServer
+from daemon.wire.names import claim_variable, full_deployment_name
+from daemon.wire.prefect import PrefectApi, created_by_automation
+from flows.automations import RETRAIN, automation_name
+from flows.deploy import deploy
+from monitors.events import Event, Kind, OffsetRange, Outcome, RetrainRequest
+from monitors.settings import (
+    FlowSettings,
+    KafkaSettings,
+    LimitSettings,
+    ModelSettings,
+    PrefectSettings,
+    RegistrySettings,
+)
+
+pytestmark = pytest.mark.prefect
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Delivering:
+    """A model that is deployed, a request in the ledger, and the daemon's two hands."""
+
+    def __init__(self, api: PrefectApi, folder: Path, model: str) -> None:
+        self.api = api
+        self.model = model
+        self.settings = PrefectSettings(work_pool="delivery-pool", start_deadline_seconds=0.0)
+        flow = FlowSettings(
+            model=model,
+            settings=ModelSettings(),
+            kafka=KafkaSettings(),
+            fields={},
+            limits=LimitSettings(),
+            registry=RegistrySettings(),
+        )
+        deploy([flow], self.settings)
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+        self.ledger.take_over("g", "m")
+        self.request = f"{model}-request"
+        self.ledger.checkpoint(Checkpoint(positions={}, models={}, events=[self._asked()]))
+        self.news: list[News] = []
+        self.watcher = Watcher(self.ledger, api, self.settings, {model: None}, self.news.append)
+        self.outbox = Outbox(self.ledger, api.post_event)
+
+    def row(self) -> RequestRow:
+        (row,) = self.ledger.requests(self.model)
+        return row
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs that carry this request."""
+        deployment = self.api.deployment(full_deployment_name(self.model))
+        assert deployment is not None
+        return self.api.runs_of(deployment["id"], now() - timedelta(hours=1))
+
+    def claim(self, run: str, outcome: Outcome | None = None, fence: int = 1) -> None:
+        value = {
+            "request": self.request,
+            "run": run,
+            "fence": fence,
+            "heartbeat": now().isoformat(),
+            "outcome": None if outcome is None else msgspec.to_builtins(outcome),
+        }
+        self.api.set_variable(claim_variable(self.request, fence), value)
+
+    def end(self, run: str, state: str) -> None:
+        body = {"state": {"type": state, "message": "its machine is gone"}, "force": True}
+        self.api.call("POST", f"/flow_runs/{run}/set_state", body)
+
+    def unconfirmed(self) -> list[dict[str, Any]]:
+        return [
+            msgspec.json.decode(row["body"])["payload"]
+            for row in self.ledger.events()
+            if row["kind"] == Kind.RETRAIN_UNCONFIRMED
+        ]
+
+    def _asked(self) -> Event:
+        payload = RetrainRequest(
+            request=self.request,
+            episode="e1",
+            episode_number=1,
+            attempt=1,
+            model=self.model,
+            model_version="1",
+            reason="a clause",
+            suspected_since=START,
+            window_start=START,
+            window_end=START,
+            offsets=(OffsetRange("predictions", 0, 0, 100),),
+            drift_share=1.0,
+            drifted_columns=("x",),
+        )
+        return Event(
+            kind=Kind.RETRAIN_REQUESTED,
+            model=self.model,
+            subject=self.request,
+            episode="e1",
+            request=self.request,
+            payload=msgspec.to_builtins(payload),
+        )
+
+
+@pytest.fixture
+def delivering(
+    prefect_api: PrefectApi, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Delivering]:
+    made = Delivering(prefect_api, tmp_path, request.node.name.replace("_", "-")[5:45])
+    yield made
+    made.ledger.close()
+
+
+def eventually(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+    return found
+
+
+def test_a_request_is_confirmed_by_its_claim_and_ends_with_its_outcome(delivering: Delivering) -> None:
+    delivering.outbox.deliver()
+    (run,) = eventually(delivering.runs)
+    assert run["parameters"]["request"]["request"] == delivering.request
+    assert delivering.row().state == "posted", "a run that exists has not started"
+    delivering.claim(run["id"])
+    delivering.watcher.look()
+    assert (delivering.row().state, delivering.row().created_by) == ("confirmed", "automation")
+    outcome = Outcome(action="refused", sentence="no better", run=run["id"])
+    delivering.claim(run["id"], outcome)
+    delivering.watcher.look()
+    delivering.watcher.look()
+    assert delivering.news == [RequestEnded(delivering.model, delivering.request, outcome)], "told once"
+
+
+def test_an_event_that_got_lost_is_posted_again_as_it_was(delivering: Delivering) -> None:
+    posted: list[dict[str, Any]] = []
+    Outbox(delivering.ledger, posted.append).deliver()  # acknowledged, and then the server died
+    delivering.watcher.look()
+    assert [told["action"] for told in delivering.unconfirmed()] == ["posted again"]
+
+    def post(body: dict[str, Any]) -> None:
+        posted.append(body)
+        delivering.api.post_event(body)
+
+    Outbox(delivering.ledger, post).deliver()
+    (run,) = eventually(delivering.runs)
+    first, *others = [body for body in posted if body["event"] == Kind.RETRAIN_REQUESTED]
+    assert others == [first], "same id, same body, same `occurred`"
+    assert run["created_by"]["type"] == "AUTOMATION"
+
+
+def test_the_last_resort_is_one_run_of_our_own(delivering: Delivering) -> None:
+    lost: list[dict[str, Any]] = []
+    outbox = Outbox(delivering.ledger, lost.append)
+    for _ in range(4):
+        outbox.deliver()
+        delivering.watcher.look()
+    (run,) = delivering.runs()
+    assert run["idempotency_key"] == delivering.request
+    assert not created_by_automation(run)
+    assert [told["action"] for told in delivering.unconfirmed()] == [
+        "posted again",
+        "created directly",
+        "held",
+    ]
+
+
+def test_a_disabled_automation_is_respected_and_told_of(delivering: Delivering) -> None:
+    (automation,) = delivering.api.automations(automation_name(delivering.model, RETRAIN))
+    delivering.api.call("PATCH", f"/automations/{automation['id']}", {"enabled": False})
+    delivering.outbox.deliver()
+    for _ in range(3):
+        delivering.watcher.look()
+    (told,) = delivering.unconfirmed()
+    assert told["action"] == "held" and "disabled" in told["reason"]
+    assert delivering.runs() == [] and delivering.row().posts == 1
+
+
+def test_a_paused_deployment_is_respected_and_told_of(delivering: Delivering) -> None:
+    deployment = delivering.api.deployment(full_deployment_name(delivering.model))
+    assert deployment is not None
+    delivering.api.call("POST", f"/deployments/{deployment['id']}/pause_deployment")
+    Outbox(delivering.ledger, lambda body: None).deliver()
+    for _ in range(3):
+        delivering.watcher.look()
+    (told,) = delivering.unconfirmed()
+    assert told["action"] == "held" and "paused" in told["reason"]
+    assert delivering.runs() == []
+
+
+def test_a_run_that_nobody_starts_is_told_of_and_not_doubled(delivering: Delivering) -> None:
+    delivering.outbox.deliver()
+    eventually(delivering.runs)
+    for _ in range(3):
+        delivering.watcher.look()
+    (told,) = delivering.unconfirmed()
+    assert told["action"] == "held" and "worker" in told["reason"]
+    assert len(delivering.runs()) == 1
+
+
+def test_a_run_that_died_is_carried_on_by_one_more(delivering: Delivering) -> None:
+    delivering.outbox.deliver()
+    (run,) = eventually(delivering.runs)
+    delivering.claim(run["id"])
+    delivering.end(run["id"], "CRASHED")
+    delivering.watcher.look()
+    assert len(delivering.runs()) == 1, "it might have ended between two questions"
+    for _ in range(3):
+        delivering.watcher.look()
+    (again,) = [other for other in delivering.runs() if other["id"] != run["id"]]
+    delivering.claim(again["id"], Outcome(action="promoted", sentence="yes", run=again["id"]), fence=2)
+    delivering.watcher.look()
+    (told,) = delivering.news
+    assert isinstance(told, RequestEnded) and told.outcome.action == "promoted"
+
+
+def test_a_request_whose_runs_died_has_failed_and_can_promote_no_more(delivering: Delivering) -> None:
+    delivering.outbox.deliver()
+    (run,) = eventually(delivering.runs)
+    delivering.claim(run["id"])
+    delivering.end(run["id"], "CRASHED")
+    delivering.watcher.look()
+    delivering.watcher.look()
+    assert delivering.news == []
+    for other in delivering.runs():
+        delivering.end(other["id"], "CRASHED")
+    delivering.watcher.look()
+    (told,) = delivering.news
+    assert isinstance(told, RequestEnded) and told.outcome.action == "failed"
+    raised = delivering.api.read_variable(claim_variable(delivering.request, 2))
+    assert raised is not None and raised["outcome"]["action"] == "failed"
+
+
+def test_events_wait_for_a_server_that_is_down(
+    prefect_server: LocalPrefectServer, delivering: Delivering
+) -> None:
+    with PrefectApi("http://127.0.0.1:9/api", retries=0) as nobody:
+        outbox = Outbox(delivering.ledger, nobody.post_event)
+        assert outbox.deliver() == 0 and outbox.retry_seconds == 1.0
+        assert outbox.deliver() == 0 and outbox.retry_seconds == 2.0
+    (waiting,) = delivering.ledger.waiting_events()
+    assert waiting.failures == 2
+    assert delivering.outbox.deliver() == 1
+    (event,) = eventually(lambda: delivering.api.events({"id": {"id": [waiting.id]}}))
+    first = datetime.fromisoformat(msgspec.json.decode(waiting.body)["occurred"])
+    assert datetime.fromisoformat(event["occurred"]) == first

@@ -1,0 +1,181 @@
+"""The gate promotes what is surely better on later rows, and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flows.gate import Holdout, Verdict, judge
+from flows.scoring import Answers, MetricMismatch, canonical, score
+from monitors.settings import GateSettings
+
+FAST = GateSettings(resamples=400)
+
+
+def verdict(
+    labels: np.ndarray,
+    challenger: Answers,
+    champion: Answers | None,
+    gate: GateSettings = FAST,
+    kind: str = "classification",
+    first: float = 1.0,
+    seed: int = 0,
+) -> Verdict:
+    holdout = Holdout(labels, np.arange(len(labels)) + first)
+    return judge(gate, kind, holdout, challenger, champion, trained_until=0.5, seed=seed)
+
+
+def guesses(truth: np.ndarray, right: float, random: np.random.Generator) -> Answers:
+    """A model that is right about this share of rows, whatever they are."""
+    hit = random.random(len(truth)) < right
+    return Answers("simulated", np.where(hit, truth, 1 - truth), np.where(hit == (truth == 1), 0.8, 0.2))
+
+
+def failed(result: Verdict) -> list[str]:
+    return [check.name for check in result.checks if not check.passed]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(100, 400),
+    metric=st.sampled_from(["accuracy", "balanced_accuracy", "auc"]),
+)
+def test_a_model_is_never_promoted_over_itself(seed: int, rows: int, metric: str) -> None:
+    random = np.random.default_rng(seed)
+    truth = np.r_[np.zeros(20, int), np.ones(20, int), random.integers(0, 2, rows)]
+    same = guesses(truth, 0.8, random)
+    result = verdict(truth, same, same, GateSettings(metric=metric, resamples=200))  # type: ignore[arg-type]
+    assert result.action == "refused"
+    assert failed(result)[0] == "differing rows"
+
+
+def test_a_regression_model_is_never_promoted_over_itself() -> None:
+    truth = np.random.default_rng(0).normal(size=500)
+    same = Answers("same", truth + 0.1)
+    assert verdict(truth, same, same, kind="regression").action == "refused"
+
+
+@pytest.mark.parametrize(("rows", "right"), [(150, 0.97), (300, 0.9), (1000, 0.7)])
+def test_of_equally_good_pairs_about_one_in_twenty_is_promoted(rows: int, right: float) -> None:
+    promoted = 0
+    trials = 250
+    for trial in range(trials):
+        random = np.random.default_rng([trial, rows])
+        truth = random.integers(0, 2, rows)
+        pair = guesses(truth, right, random), guesses(truth, right, random)
+        promoted += verdict(truth, *pair, seed=trial).action == "promoted"
+    # 5 % of 250 is 12.5, and 23 is three standard deviations above that.
+    assert promoted <= 23
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "auc"])
+def test_a_clearly_better_classifier_is_promoted(metric: str) -> None:
+    random = np.random.default_rng(1)
+    truth = random.integers(0, 2, 600)
+    gate = GateSettings(metric=metric)  # type: ignore[arg-type]
+    result = verdict(truth, guesses(truth, 0.93, random), guesses(truth, 0.85, random), gate)
+    assert (result.action, failed(result)) == ("promoted", [])
+    assert result.low is not None and result.low > 0
+
+
+def test_a_worse_model_is_refused_with_the_interval_in_the_sentence() -> None:
+    random = np.random.default_rng(2)
+    truth = random.integers(0, 2, 600)
+    result = verdict(truth, guesses(truth, 0.80, random), guesses(truth, 0.90, random))
+    assert (result.action, failed(result)) == ("refused", ["superior"])
+    assert result.challenger_score is not None and result.champion_score is not None
+    start = f"{result.challenger_score:.3f} against {result.champion_score:.3f}, CI -."
+    assert result.sentence.startswith(start)
+    assert " to -." in result.sentence
+
+
+def test_a_lower_error_is_the_better_one() -> None:
+    random = np.random.default_rng(3)
+    truth = random.normal(size=400)
+    near = Answers("near", truth + random.normal(0, 0.5, 400))
+    far = Answers("far", truth + random.normal(0, 1.0, 400))
+    assert verdict(truth, near, far, kind="regression").action == "promoted"
+    assert verdict(truth, far, near, kind="regression").action == "refused"
+
+
+@pytest.mark.parametrize(("floor", "action"), [(0.85, "promoted"), (0.93, "refused")])
+def test_the_lower_bound_of_the_score_must_reach_the_floor(floor: float, action: str) -> None:
+    random = np.random.default_rng(4)
+    truth = random.integers(0, 2, 1000)
+    gate = GateSettings(floor=floor)
+    result = verdict(truth, guesses(truth, 0.93, random), None, gate)
+    assert result.action == action
+    assert ("floor" in failed(result)) == (action == "refused")
+
+
+def test_an_error_must_stay_under_the_floor() -> None:
+    truth = np.random.default_rng(5).normal(size=300)
+    model = Answers("model", truth + 0.5)
+    under = verdict(truth, model, None, GateSettings(floor=0.6), kind="regression")
+    over = verdict(truth, model, None, GateSettings(floor=0.4), kind="regression")
+    assert (under.action, over.action) == ("promoted", "refused")
+
+
+def test_too_few_rows_are_no_basis() -> None:
+    truth = np.zeros(99, int)
+    result = verdict(truth, Answers("a", truth), None)
+    assert (result.action, result.sentence) == ("refused", "only 99 holdout rows, 100 needed")
+
+
+def test_rows_that_are_not_later_than_training_are_no_basis() -> None:
+    truth = np.zeros(200, int)
+    result = verdict(truth, Answers("a", truth), Answers("b", 1 - truth), first=0.5)
+    assert (result.action, failed(result)) == ("refused", ["later"])
+
+
+def test_a_champion_that_did_not_answer_every_row_keeps_its_place() -> None:
+    truth = np.array([0, 1] * 100, dtype=object)
+    silent = truth.copy()
+    silent[7] = None
+    result = verdict(truth, Answers("a", truth), Answers("b", silent))
+    assert (result.action, failed(result)) == ("refused", ["champion answers"])
+
+
+def test_auc_is_refused_where_only_labels_were_logged() -> None:
+    random = np.random.default_rng(6)
+    truth = random.integers(0, 2, 300)
+    champion = Answers("logged", guesses(truth, 0.6, random).predictions)
+    result = verdict(truth, guesses(truth, 0.95, random), champion, GateSettings(metric="auc"))
+    assert (result.action, failed(result)) == ("refused", ["champion answers"])
+
+
+def test_auc_counts_ties_as_halves() -> None:
+    truth = np.array([0, 0, 1, 1])
+    answers = Answers("coarse", truth, np.array([0.1, 0.5, 0.5, 0.9]))
+    assert score("auc", truth, answers) == pytest.approx(3.5 / 4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), levels=st.integers(2, 50))
+def test_auc_equals_scikit_learns(seed: int, levels: int) -> None:
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    random = np.random.default_rng(seed)
+    truth = np.r_[0, 1, random.integers(0, 2, 100)]
+    chances = random.integers(0, levels, 102) / levels
+    answers = Answers("any", (chances > 0.5).astype(int), chances)
+    assert score("auc", truth, answers) == pytest.approx(roc_auc_score(truth, chances))
+    recalls = balanced_accuracy_score(truth, answers.predictions)
+    assert score("balanced_accuracy", truth, answers) == pytest.approx(recalls)
+
+
+def test_one_class_is_the_same_in_every_spelling() -> None:
+    assert canonical([np.int64(1), True, 1.0, "1", np.float64("nan")]).tolist() == ["1"] * 4 + [None]
+
+
+def test_the_same_rows_give_the_same_verdict() -> None:
+    random = np.random.default_rng(7)
+    truth = random.integers(0, 2, 300)
+    pair = guesses(truth, 0.9, random), guesses(truth, 0.85, random)
+    assert verdict(truth, *pair) == verdict(truth, *pair)
+
+
+def test_a_metric_that_does_not_fit_the_model_is_an_error() -> None:
+    with pytest.raises(MetricMismatch, match=r"gate\.metric = 'mae'"):
+        verdict(np.zeros(200), Answers("a", np.zeros(200)), None, GateSettings(metric="mae"))

@@ -1,0 +1,304 @@
+"""The loop over an in-memory log and a real ledger: order of effects, losses, outcomes, labels."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from daemon.engines import StoredEngines
+from daemon.errors import StaleOwner
+from daemon.evidently_worker import EvidentlyWorker
+from daemon.ledger import Ledger
+from daemon.loop import ChampionMoved, Loop, LoopSettings, RequestEnded
+from daemon.memory import MemoryDeadLetters, MemoryLog, MemorySource
+from daemon.wire.references import ReferenceStore
+from monitors.decoding import make_decoder
+from monitors.drift import WindowRows
+from monitors.episodes import Judged
+from monitors.events import Outcome
+from monitors.records import Partition
+from monitors.settings import (
+    FieldSettings,
+    KafkaSettings,
+    LimitSettings,
+    ModelSettings,
+    PolicySettings,
+    WindowSettings,
+)
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MODEL = ModelSettings(
+    reference_rows=100,
+    label_horizon_seconds=1_000.0,
+    window=WindowSettings(rows=50, min_rows=10, max_rows=50),
+    policy=PolicySettings(for_windows=2, backoff_windows=1),
+)
+P0, LABELS = Partition("predictions", 0), Partition("labels", 0)
+
+
+class NoReviews:
+    """Nobody asks Evidently; which windows would be drawn is remembered."""
+
+    def __init__(self) -> None:
+        self.wanted: list[int] = []
+
+    def url_of(self, model: str, version: str, key: int) -> str:
+        return f"http://reports/{model}-{version}-{key}.html"
+
+    def offer(self, judged: Judged, rows: WindowRows, wanted: bool) -> None:
+        assert len(rows.records) == judged.sampled
+        if wanted:
+            self.wanted.append(judged.key)
+
+
+class Letters(MemoryDeadLetters):
+    """A dead-letter topic that can be out of reach."""
+
+    unreachable = False
+
+    def flush(self) -> None:
+        if self.unreachable:
+            raise ConnectionError("the dead-letter topic is out of reach")
+        super().flush()
+
+
+class World:
+    """What outlives a process: the log, the ledger's file, the references."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = MemoryLog()
+        self.log.create("predictions")
+        self.log.create("labels")
+        self.folder = folder
+        self.letters = Letters()
+        self.reviews = NoReviews()
+        self.kafka = KafkaSettings(labels_topic="labels", start="earliest")
+        self._rows = 0
+
+    def process(self) -> Loop:
+        """A new process on the same world."""
+        ledger = Ledger(f"sqlite:///{self.folder / 'ledger.db'}")
+        store = ReferenceStore(str(self.folder / "references"))
+        models = {"fraud": MODEL}
+        settings = LoopSettings(
+            group="g",
+            member="m",
+            mode="retrain",
+            models=models,
+            limits=LimitSettings(),
+            labels_topic="labels",
+            checkpoint_seconds=3_600.0,
+        )
+        fields = {"predictions": FieldSettings(), "labels": FieldSettings()}
+        self.ledger = ledger
+        return Loop(
+            settings,
+            MemorySource(self.log, self.kafka),
+            make_decoder(fields, "labels", ["fraud"], LimitSettings()),
+            self.letters,
+            ledger,
+            StoredEngines(store, models, "compiled", EvidentlyWorker()),
+            self.reviews,
+        )
+
+    def predict(self, count: int, shift: float = 0.0, version: str = "1") -> None:
+        for _ in range(count):
+            number, self._rows = self._rows, self._rows + 1
+            time = START + timedelta(seconds=number)
+            body = {
+                "model": "fraud",
+                "model_version": version,
+                "id": f"r{number}",
+                "event_time": time.isoformat(),
+                "features": {"x": number * 7 % 50 + shift, "y": number * 3 % 40 + shift},
+                "prediction": number % 2,
+            }
+            self.log.append(P0, json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000))
+
+    def label(self, numbers: Sequence[int], at: int) -> None:
+        time = START + timedelta(seconds=at)
+        for number in numbers:
+            body = {"model": "fraud", "id": f"r{number}", "label": 1, "event_time": time.isoformat()}
+            self.log.append(LABELS, json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000))
+
+    def garbage(self, value: bytes) -> None:
+        self.log.append(P0, value, timestamp_ms=int(START.timestamp() * 1000))
+
+    def told(self) -> list[str]:
+        return [row["kind"].removeprefix("retrain-daemon.") for row in self.ledger.events()]
+
+
+def cycles(loop: Loop, count: int = 6) -> None:
+    for _ in range(count):
+        loop.run_once(timeout_seconds=0.01)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+def verdicts(world: World) -> list[str]:
+    return [str(judged.decision.verdict) for judged in world.ledger.evidence("fraud")]
+
+
+def test_it_learns_stays_quiet_and_then_asks(world: World) -> None:
+    loop = world.process()
+    world.predict(200)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    assert verdicts(world) == ["learning", "learning", "calm", "calm", "drifted", "drifted"]
+    assert world.told() == ["drift.detected", "retrain.requested"]
+    assert [row.state for row in world.ledger.requests("fraud")] == ["waiting"]
+    assert world.reviews.wanted == [5], "the window that asked gets its report"
+
+
+def test_a_killed_process_is_carried_on_by_the_next(world: World) -> None:
+    loop = world.process()
+    world.predict(130)
+    cycles(loop)
+    world.log.members.clear()  # kill -9: nothing is closed, nothing is said
+    loop = world.process()
+    world.predict(70)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    assert verdicts(world) == ["learning", "learning", "calm", "calm", "drifted", "drifted"]
+    assert [judged.seen for judged in world.ledger.evidence("fraud")] == [50] * 6
+
+
+def test_bad_records_become_dead_letters_and_leave_the_windows_alone(world: World) -> None:
+    loop = world.process()
+    for number in range(4):
+        world.predict(50)
+        world.garbage(b"\xff\x00 not json" if number % 2 else b'{"model": "other"}')
+    cycles(loop)
+    assert [judged.seen for judged in world.ledger.evidence("fraud")] == [50] * 4
+    assert [error.code for _, error in world.letters.stored].count("invalid_json") == 2
+    assert world.ledger.counters() == {"records": 204, "dead_letters": 4}
+
+
+def test_an_outcome_ends_the_request_and_the_next_is_another(world: World) -> None:
+    loop = world.process()
+    world.predict(200)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    (first,) = world.ledger.requests("fraud")
+    loop.news.put(RequestEnded("fraud", first.id, Outcome(action="refused", sentence="no")))
+    cycles(loop)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    ended, second = world.ledger.requests("fraud")
+    assert (ended.state, second.state, second.attempt) == ("ended", "waiting", 2)
+
+
+def test_a_promoted_version_is_what_counts_from_then_on(world: World) -> None:
+    loop = world.process()
+    world.predict(200)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    (request,) = world.ledger.requests("fraud")
+    outcome = Outcome(action="promoted", sentence="yes", model_version="2")
+    loop.news.put(RequestEnded("fraud", request.id, outcome))
+    world.predict(150, shift=60.0, version="2")
+    cycles(loop)
+    assert world.told() == ["drift.detected", "retrain.requested", "drift.resolved"]
+
+
+def test_a_champion_moved_by_hand_is_followed(world: World) -> None:
+    loop = world.process()
+    world.predict(200)
+    cycles(loop)
+    loop.news.put(ChampionMoved("fraud", "2", "promoted"))
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    assert world.told() == [], "version 1 drifts, and nobody serves it any more"
+
+
+def test_labels_give_a_window_its_score(world: World) -> None:
+    loop = world.process()
+    world.predict(100)
+    world.label(range(100), at=80)
+    cycles(loop)
+    assert [(row["score"], row["labelled"]) for row in world.ledger.windows("fraud")] == [
+        (0.5, 50),
+        (0.5, 50),
+    ]
+
+
+def test_labels_ahead_of_their_predictions_wait(world: World) -> None:
+    loop = world.process()
+    world.label(range(100), at=99)
+    cycles(loop)
+    world.predict(60)
+    cycles(loop)
+    assert world.ledger.counters()["records"] == 60, "the labels are of a time that is not there yet"
+    world.predict(40)
+    cycles(loop)
+    assert [row["labelled"] for row in world.ledger.windows("fraud")] == [50, 50]
+
+
+def test_lost_offsets_are_told(world: World) -> None:
+    loop = world.process()
+    world.predict(60)
+    cycles(loop)
+    world.log.members.clear()
+    world.predict(100)
+    world.log.expire(P0, 90)
+    loop = world.process()
+    cycles(loop)
+    assert world.told() == ["data.lost"]
+    payload = json.loads(world.ledger.events()[0]["body"])["payload"]
+    assert (payload["expected"], payload["available"]) == (60, 90)
+
+
+def test_a_stale_owner_writes_nothing_more(world: World) -> None:
+    loop = world.process()
+    world.predict(60)
+    cycles(loop)
+    before = world.ledger.evidence("fraud")
+    other = Ledger(f"sqlite:///{world.folder / 'ledger.db'}")
+    other.take_over("g", "other")
+    world.predict(60)
+    with pytest.raises(StaleOwner):
+        cycles(loop)
+    assert other.evidence("fraud") == before
+    other.close()
+
+
+def test_nothing_is_acknowledged_before_the_dead_letters_are(world: World) -> None:
+    loop = world.process()
+    cycles(loop, 1)
+    world.garbage(b"{")
+    world.letters.unreachable = True
+    with pytest.raises(ConnectionError):
+        loop.run(_StopAfter(1))  # type: ignore[arg-type]
+    assert world.ledger.counters() == {}
+
+
+class _StopAfter:
+    """Asks the loop to stop after so many cycles."""
+
+    def __init__(self, cycles: int) -> None:
+        self._left = cycles
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_a_partition_whose_records_do_not_come_is_told_of_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = world.process()
+    world.predict(10)
+    cycles(loop)
+    world.predict(10)
+    loop._source.hold([P0])
+    monkeypatch.setattr("daemon.loop.STALL_SECONDS", -1.0)
+    cycles(loop, 3)
+    assert world.told() == ["data.stalled"]
+    assert json.loads(world.ledger.events()[0]["body"])["payload"]["next_offset"] == 10
