@@ -15,3 +15,7 @@ class UsageError(RetrainDaemonError):
 
 class StaleOwner(RetrainDaemonError):
     """Another member took over: everything since its last checkpoint is its business now."""
+
+
+class LedgerError(RetrainDaemonError):
+    """The ledger could not be read or written; nothing after its last checkpoint has happened."""

@@ -4,161 +4,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from daemon.errors import RetrainDaemonError, StaleOwner
+from daemon import ledger_tables as tables
+from daemon.errors import LedgerError as LedgerError
+from daemon.errors import StaleOwner
 from daemon.grounds import Grounds
+from daemon.ledger_database import Database
+from daemon.migrations import prepare
 from monitors.episodes import Judged, ModelState
 from monitors.events import Event, Kind, Outcome
 from monitors.monitor import ModelChanges, ModelSaved, VersionChanges, VersionSaved, VersionState
 from monitors.performance import EarlyLabel, PendingWindow, Performance
 from monitors.records import Partition, PredictionRecord, Scalar
-
-SCHEMA = 1
-
-_metadata = sa.MetaData()
-_meta = sa.Table(
-    "meta", _metadata, sa.Column("key", sa.String(64), primary_key=True), sa.Column("value", sa.Text)
-)
-_owners = sa.Table(
-    "owners",
-    _metadata,
-    sa.Column("scope", sa.String(255), primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("member", sa.String(255), nullable=False),
-    sa.Column("since", sa.String(40), nullable=False),
-)
-_positions = sa.Table(
-    "positions",
-    _metadata,
-    sa.Column("topic", sa.String(255), primary_key=True),
-    sa.Column("partition", sa.Integer, primary_key=True),
-    sa.Column("next_offset", sa.BigInteger, nullable=False),
-    sa.Column("stream_time", sa.String(40)),
-)
-_models = sa.Table(
-    "models",
-    _metadata,
-    sa.Column("model", sa.String(255), primary_key=True),
-    sa.Column("state", sa.LargeBinary, nullable=False),
-    sa.Column("early_end", sa.BigInteger, nullable=False),
-)
-_versions = sa.Table(
-    "versions",
-    _metadata,
-    sa.Column("model", sa.String(255), primary_key=True),
-    sa.Column("version", sa.String(255), primary_key=True),
-    sa.Column("state", sa.LargeBinary, nullable=False),
-    sa.Column("first_seen", sa.String(40), nullable=False),
-)
-# Rows of open windows, rows a reference is learned from, predictions that wait for labels.
-_chunks = sa.Table(
-    "chunks",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("model", sa.String(255), nullable=False),
-    sa.Column("version", sa.String(255), nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("key", sa.BigInteger, nullable=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),
-    sa.Index("chunks_of", "model", "version", "kind", "key"),
-)
-_windows = sa.Table(
-    "windows",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("model", sa.String(255), nullable=False),
-    sa.Column("version", sa.String(255), nullable=False),
-    sa.Column("key", sa.BigInteger, nullable=False),
-    sa.Column("start", sa.String(40), nullable=False),
-    sa.Column("end", sa.String(40), nullable=False),
-    sa.Column("verdict", sa.String(16), nullable=False),
-    sa.Column("drift_share", sa.Float, nullable=False),
-    sa.Column("evidence", sa.Text, nullable=False),
-    sa.Column("grounds", sa.Text, nullable=False, default=""),
-    sa.Column("report", sa.Text, nullable=False, default=""),
-    sa.Column("metric", sa.String(32)),
-    sa.Column("score", sa.Float),
-    sa.Column("labelled", sa.Integer),
-    sa.Column("judged_at", sa.String(40), nullable=False),
-    sa.UniqueConstraint("model", "version", "key"),
-)
-# What windows were judged by, under its digest: settings change, and evidence must still be recomputed.
-_settings = sa.Table(
-    "settings",
-    _metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
-_episodes = sa.Table(
-    "episodes",
-    _metadata,
-    sa.Column("id", sa.String(36), primary_key=True),
-    sa.Column("model", sa.String(255), nullable=False),
-    sa.Column("version", sa.String(255), nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("stage", sa.String(16), nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("opened_at", sa.String(40), nullable=False),
-    sa.Column("ended_at", sa.String(40)),
-)
-_requests = sa.Table(
-    "requests",
-    _metadata,
-    sa.Column("id", sa.String(36), primary_key=True),
-    sa.Column("episode", sa.String(36), nullable=False),
-    sa.Column("model", sa.String(255), nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("payload", sa.Text, nullable=False),
-    sa.Column("asked_at", sa.String(40), nullable=False),
-    sa.Column("posted_at", sa.String(40)),
-    sa.Column("posts", sa.Integer, nullable=False, default=0),
-    sa.Column("run", sa.String(64)),
-    sa.Column("created_by", sa.String(16)),
-    sa.Column("outcome", sa.Text),
-    sa.Column("ended_at", sa.String(40)),
-    sa.Column("served", sa.String(16)),
-)
-_outbox = sa.Table(
-    "outbox",
-    _metadata,
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("id", sa.String(36), nullable=False, unique=True),
-    sa.Column("kind", sa.String(64), nullable=False),
-    sa.Column("model", sa.String(255), nullable=False),
-    sa.Column("request", sa.String(36), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("posted_at", sa.String(40)),
-    sa.Column("failures", sa.Integer, nullable=False, default=0),
-    sa.Column("refusal", sa.Text),
-    sa.Index("outbox_waiting", "posted_at"),
-)
-# Dead letters that were sent back to their topic, by where they were first read.
-_redrives = sa.Table(
-    "redrives",
-    _metadata,
-    sa.Column("letter", sa.String(500), primary_key=True),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("at", sa.String(40), nullable=False),
-)
-_silences = sa.Table(
-    "silences",
-    _metadata,
-    sa.Column("model", sa.String(255), primary_key=True),
-    sa.Column("until", sa.String(40), nullable=False),
-)
-_counters = sa.Table(
-    "counters",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
 
 _encode = msgspec.msgpack.Encoder().encode
 _rows_decoder = msgspec.msgpack.Decoder(list[PredictionRecord])
@@ -167,10 +29,6 @@ _early_decoder = msgspec.msgpack.Decoder(list[EarlyLabel])
 _pending_decoder = msgspec.msgpack.Decoder(PendingWindow)
 _state_decoder = msgspec.msgpack.Decoder(ModelState)
 _version_decoder = msgspec.msgpack.Decoder(VersionState)
-
-
-class LedgerError(RetrainDaemonError):
-    """The ledger could not be read or written; nothing after its last checkpoint has happened."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -247,6 +105,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None
     ended_at: datetime | None
     served: str | None
+    held: str | None = None
 
 
 def now() -> datetime:
@@ -262,29 +121,26 @@ class Ledger:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = sa.engine.make_url(url)
-        if self._url.get_backend_name() == "sqlite" and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(self._url)
-        if self._url.get_backend_name() == "sqlite":
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        self._database = Database(url)
         self._epoch = 0
         self._scope = ""
-        self._create()
+        prepare(self._database)
 
     def close(self) -> None:
         """Let go of all connections."""
-        self._engine.dispose()
+        self._database.close()
 
     # --- ownership -------------------------------------------------------------------------------
 
     def take_over(self, scope: str, member: str) -> int:
         """Become the owner of a consumer group's decisions; whoever was it before is stale from now on."""
-        with self._begin() as tx:
-            row = tx.execute(sa.select(_owners.c.epoch).where(_owners.c.scope == scope)).first()
+        with self._database.writing() as tx:
+            row = tx.execute(sa.select(tables.owners.c.epoch).where(tables.owners.c.scope == scope)).first()
             epoch = (row.epoch if row else 0) + 1
-            tx.execute(sa.delete(_owners).where(_owners.c.scope == scope))
-            tx.execute(sa.insert(_owners).values(scope=scope, epoch=epoch, member=member, since=_text(now())))
+            tx.execute(sa.delete(tables.owners).where(tables.owners.c.scope == scope))
+            tx.execute(
+                sa.insert(tables.owners).values(scope=scope, epoch=epoch, member=member, since=_text(now()))
+            )
         self._scope, self._epoch = scope, epoch
         return epoch
 
@@ -292,10 +148,10 @@ class Ledger:
 
     def restore(self) -> Restored:
         """Read the last checkpoint."""
-        with self._begin() as tx:
+        with self._database.reading() as tx:
             positions = {
                 Partition(row.topic, row.partition): Position(row.next_offset, _time(row.stream_time))
-                for row in tx.execute(sa.select(_positions))
+                for row in tx.execute(sa.select(tables.positions))
             }
             models = {
                 row.model: ModelSaved(
@@ -305,9 +161,9 @@ class Ledger:
                     early=_saved_early(tx, row.model),
                     early_end=row.early_end,
                 )
-                for row in tx.execute(sa.select(_models))
+                for row in tx.execute(sa.select(tables.models))
             }
-            counters = {row.name: row.value for row in tx.execute(sa.select(_counters))}
+            counters = {row.name: row.value for row in tx.execute(sa.select(tables.counters))}
         return Restored(positions, models, counters)
 
     def checkpoint(self, step: Checkpoint) -> None:
@@ -326,7 +182,7 @@ class Ledger:
             for event in step.events:
                 _write_event(tx, event, at)
             for name, value in step.counters.items():
-                _put(tx, _counters, {"name": name}, {"value": value})
+                _put(tx, tables.counters, {"name": name}, {"value": value})
 
     def prune(self, before: datetime) -> int:
         """
@@ -336,10 +192,10 @@ class Ledger:
         """
         then = _text(before)
         old = (
-            sa.delete(_windows).where(_windows.c.judged_at < then),
-            sa.delete(_outbox).where(_outbox.c.posted_at < then),
-            sa.delete(_requests).where(_requests.c.ended_at < then),
-            sa.delete(_episodes).where(_episodes.c.ended_at < then),
+            sa.delete(tables.windows).where(tables.windows.c.judged_at < then),
+            sa.delete(tables.outbox).where(tables.outbox.c.posted_at < then),
+            sa.delete(tables.requests).where(tables.requests.c.ended_at < then),
+            sa.delete(tables.episodes).where(tables.episodes.c.ended_at < then),
         )
         with self._owned() as tx:
             return sum(tx.execute(statement).rowcount for statement in old)
@@ -348,11 +204,11 @@ class Ledger:
 
     def waiting_events(self, limit: int = 20) -> list[OutboxRow]:
         """Events that were not acknowledged yet, oldest first."""
-        with self._begin() as tx:
+        with self._database.reading() as tx:
             rows = tx.execute(
-                sa.select(_outbox)
-                .where(_outbox.c.posted_at.is_(None), _outbox.c.refusal.is_(None))
-                .order_by(_outbox.c.number)
+                sa.select(tables.outbox)
+                .where(tables.outbox.c.posted_at.is_(None), tables.outbox.c.refusal.is_(None))
+                .order_by(tables.outbox.c.number)
                 .limit(limit)
             )
             return [
@@ -364,32 +220,43 @@ class Ledger:
         """Prefect acknowledged the event."""
         at = _text(now())
         with self._owned() as tx:
-            tx.execute(sa.update(_outbox).where(_outbox.c.number == row.number).values(posted_at=at))
+            tx.execute(
+                sa.update(tables.outbox).where(tables.outbox.c.number == row.number).values(posted_at=at)
+            )
             if row.kind == Kind.RETRAIN_REQUESTED:
                 tx.execute(
-                    sa.update(_requests)
-                    .where(_requests.c.id == row.request, _requests.c.state.in_(("waiting", "posted")))
-                    .values(state="posted", posted_at=at, posts=_requests.c.posts + 1)
+                    sa.update(tables.requests)
+                    .where(
+                        tables.requests.c.id == row.request,
+                        tables.requests.c.state.in_(("waiting", "posted")),
+                    )
+                    .values(state="posted", posted_at=at, posts=tables.requests.c.posts + 1)
                 )
 
     def mark_failed(self, row: OutboxRow) -> None:
         """Prefect could not be reached; the event stays in line."""
         with self._owned() as tx:
             tx.execute(
-                sa.update(_outbox).where(_outbox.c.number == row.number).values(failures=row.failures + 1)
+                sa.update(tables.outbox)
+                .where(tables.outbox.c.number == row.number)
+                .values(failures=row.failures + 1)
             )
 
     def mark_refused(self, row: OutboxRow, reason: str) -> None:
         """Prefect will never take this event; it is kept, with the reason, and no longer tried."""
         with self._owned() as tx:
-            tx.execute(sa.update(_outbox).where(_outbox.c.number == row.number).values(refusal=reason))
+            tx.execute(
+                sa.update(tables.outbox).where(tables.outbox.c.number == row.number).values(refusal=reason)
+            )
 
     def post_again(self, request: str) -> None:
         """Put a request's event in line once more: same id, same body, same `occurred`."""
         with self._owned() as tx:
             tx.execute(
-                sa.update(_outbox)
-                .where(_outbox.c.request == request, _outbox.c.kind == str(Kind.RETRAIN_REQUESTED))
+                sa.update(tables.outbox)
+                .where(
+                    tables.outbox.c.request == request, tables.outbox.c.kind == str(Kind.RETRAIN_REQUESTED)
+                )
                 .values(posted_at=None, refusal=None)
             )
 
@@ -404,48 +271,57 @@ class Ledger:
 
     def requests(self, model: str = "", open_only: bool = False) -> list[RequestRow]:
         """Requests in the order they were made."""
-        query = sa.select(_requests).order_by(_requests.c.asked_at, _requests.c.attempt)
+        query = sa.select(tables.requests).order_by(tables.requests.c.asked_at, tables.requests.c.attempt)
         if model:
-            query = query.where(_requests.c.model == model)
+            query = query.where(tables.requests.c.model == model)
         if open_only:
-            query = query.where(_requests.c.state != "ended")
-        with self._begin() as tx:
+            query = query.where(tables.requests.c.state != "ended")
+        with self._database.reading() as tx:
             return [_request_row(row) for row in tx.execute(query)]
 
     def unserved_promotions(self) -> list[RequestRow]:
         """Promotions of which it is not yet known whether the new version is served."""
-        query = sa.select(_requests).where(_requests.c.state == "ended", _requests.c.served.is_(None))
-        with self._begin() as tx:
+        query = sa.select(tables.requests).where(
+            tables.requests.c.state == "ended", tables.requests.c.served.is_(None)
+        )
+        with self._database.reading() as tx:
             rows = [_request_row(row) for row in tx.execute(query)]
         return [row for row in rows if row.outcome is not None and row.outcome.action == "promoted"]
 
     def mark_served(self, request: str, served: str) -> None:
         """`yes`, or `unserved` once that was told."""
         with self._owned() as tx:
-            tx.execute(sa.update(_requests).where(_requests.c.id == request).values(served=served))
+            tx.execute(
+                sa.update(tables.requests).where(tables.requests.c.id == request).values(served=served)
+            )
 
     def confirm(self, request: str, run: str, created_by: str) -> None:
         """A run was proved to have started for this request."""
         with self._owned() as tx:
             tx.execute(
-                sa.update(_requests)
-                .where(_requests.c.id == request, _requests.c.state != "ended")
-                .values(state="confirmed", run=run, created_by=created_by)
+                sa.update(tables.requests)
+                .where(tables.requests.c.id == request, tables.requests.c.state != "ended")
+                .values(state="confirmed", run=run, created_by=created_by, held=None)
             )
+
+    def hold(self, request: str, reason: str | None) -> None:
+        """Write down what holds an open request up, or (None) that nothing does any more."""
+        with self._owned() as tx:
+            tx.execute(sa.update(tables.requests).where(tables.requests.c.id == request).values(held=reason))
 
     # --- dead letters ----------------------------------------------------------------------------
 
     def redrives(self) -> dict[str, str]:
         """The letters that were sent back (`sent`), or of which nobody saw the end (`sending`)."""
-        with self._begin() as tx:
-            return {row.letter: row.state for row in tx.execute(sa.select(_redrives))}
+        with self._database.reading() as tx:
+            return {row.letter: row.state for row in tx.execute(sa.select(tables.redrives))}
 
     def claim_redrive(self, letter: str) -> bool:
         """Mark a letter `sending` that nobody has marked yet; of many who try, one gets True."""
         try:
-            with self._begin() as tx:
+            with self._database.writing() as tx:
                 values = {"letter": letter, "state": "sending", "at": _text(now())}
-                tx.execute(sa.insert(_redrives).values(**values))
+                tx.execute(sa.insert(tables.redrives).values(**values))
         except LedgerError as error:
             if isinstance(error.__cause__, exc.IntegrityError):
                 return False
@@ -454,206 +330,181 @@ class Ledger:
 
     def mark_redrive(self, letter: str, state: str) -> None:
         """Write down how far a letter has come on its way back."""
-        with self._begin() as tx:
-            _put(tx, _redrives, {"letter": letter}, {"state": state, "at": _text(now())})
+        with self._database.writing() as tx:
+            _put(tx, tables.redrives, {"letter": letter}, {"state": state, "at": _text(now())})
 
     def forget_redrive(self, letter: str) -> None:
         """Kafka did not take the letter: it may be sent another time."""
-        with self._begin() as tx:
-            tx.execute(sa.delete(_redrives).where(_redrives.c.letter == letter))
+        with self._database.writing() as tx:
+            tx.execute(sa.delete(tables.redrives).where(tables.redrives.c.letter == letter))
 
     # --- people ----------------------------------------------------------------------------------
 
     def silence(self, model: str, until: datetime) -> None:
         """No requests for this model until then; windows are judged and told as before."""
-        with self._begin() as tx:
-            _put(tx, _silences, {"model": model}, {"until": _text(until)})
+        with self._database.writing() as tx:
+            _put(tx, tables.silences, {"model": model}, {"until": _text(until)})
 
     def silences(self) -> dict[str, datetime]:
         """Until when each silenced model stays so; past ones included."""
-        with self._begin() as tx:
-            rows = tx.execute(sa.select(_silences)).all()
+        with self._database.reading() as tx:
+            rows = tx.execute(sa.select(tables.silences)).all()
         return {row.model: datetime.fromisoformat(row.until) for row in rows}
 
     def versions_seen(self, model: str) -> dict[str, datetime]:
         """The versions of a model, with the wall time each was first written down."""
-        with self._begin() as tx:
-            rows = tx.execute(sa.select(_versions).where(_versions.c.model == model)).all()
+        with self._database.reading() as tx:
+            rows = tx.execute(sa.select(tables.versions).where(tables.versions.c.model == model)).all()
         return {row.version: datetime.fromisoformat(row.first_seen) for row in rows}
 
     def windows(self, model: str, limit: int = 0) -> list[dict[str, Any]]:
         """A model's judged windows in ledger order (the newest `limit` of them), evidence included."""
-        query = sa.select(_windows).where(_windows.c.model == model).order_by(_windows.c.id.desc())
-        with self._begin() as tx:
+        query = (
+            sa.select(tables.windows)
+            .where(tables.windows.c.model == model)
+            .order_by(tables.windows.c.id.desc())
+        )
+        with self._database.reading() as tx:
             rows = tx.execute(query.limit(limit) if limit else query).all()
         return [{**row._mapping, "evidence": msgspec.json.decode(row.evidence)} for row in reversed(rows)]
 
     def evidence(self, model: str) -> list[Judged]:
         """A model's judged windows as the monitor gave them, in ledger order."""
-        query = sa.select(_windows.c.evidence).where(_windows.c.model == model).order_by(_windows.c.id)
-        with self._begin() as tx:
+        query = (
+            sa.select(tables.windows.c.evidence)
+            .where(tables.windows.c.model == model)
+            .order_by(tables.windows.c.id)
+        )
+        with self._database.reading() as tx:
             return [msgspec.json.decode(row.evidence, type=Judged) for row in tx.execute(query)]
 
     def reported(self, limit: int) -> list[Judged]:
         """The newest windows, of all models, for which a report was promised."""
-        query = sa.select(_windows.c.evidence).where(_windows.c.report != "")
-        with self._begin() as tx:
-            rows = tx.execute(query.order_by(_windows.c.id.desc()).limit(limit)).all()
+        query = sa.select(tables.windows.c.evidence).where(tables.windows.c.report != "")
+        with self._database.reading() as tx:
+            rows = tx.execute(query.order_by(tables.windows.c.id.desc()).limit(limit)).all()
         return [msgspec.json.decode(row.evidence, type=Judged) for row in rows]
 
     def window_count(self, model: str) -> int:
         """How many windows of a model were judged."""
-        query = sa.select(sa.func.count()).select_from(_windows).where(_windows.c.model == model)
-        with self._begin() as tx:
+        query = sa.select(sa.func.count()).select_from(tables.windows).where(tables.windows.c.model == model)
+        with self._database.reading() as tx:
             return int(tx.execute(query).scalar_one())
 
     def episodes(self, model: str) -> list[dict[str, Any]]:
         """A model's episodes, oldest first."""
-        query = sa.select(_episodes).where(_episodes.c.model == model).order_by(_episodes.c.number)
-        with self._begin() as tx:
+        query = (
+            sa.select(tables.episodes)
+            .where(tables.episodes.c.model == model)
+            .order_by(tables.episodes.c.number)
+        )
+        with self._database.reading() as tx:
             return [dict(row._mapping) for row in tx.execute(query)]
 
     def stored_windows(self, model: str) -> list[StoredWindow]:
         """A model's judged windows as they are written, in ledger order; nothing of them is decoded."""
         names = StoredWindow.__struct_fields__
-        query = sa.select(*(_windows.c[name] for name in names)).where(_windows.c.model == model)
-        with self._begin() as tx:
-            return [StoredWindow(**row._mapping) for row in tx.execute(query.order_by(_windows.c.id))]
+        query = sa.select(*(tables.windows.c[name] for name in names)).where(tables.windows.c.model == model)
+        with self._database.reading() as tx:
+            return [StoredWindow(**row._mapping) for row in tx.execute(query.order_by(tables.windows.c.id))]
 
     def judged_count(self, model: str, version: str) -> int:
         """How many windows of a version were ever judged, those that were pruned since included."""
-        query = sa.select(_versions.c.state).where(_versions.c.model == model, _versions.c.version == version)
-        with self._begin() as tx:
+        query = sa.select(tables.versions.c.state).where(
+            tables.versions.c.model == model, tables.versions.c.version == version
+        )
+        with self._database.reading() as tx:
             row = tx.execute(query).first()
         return 0 if row is None else _version_decoder.decode(row.state).judged
 
     def settings_of(self, digest: str) -> str | None:
         """The settings under this digest, as written; None if there are none."""
-        with self._begin() as tx:
-            row = tx.execute(sa.select(_settings.c.body).where(_settings.c.digest == digest)).first()
+        with self._database.reading() as tx:
+            row = tx.execute(
+                sa.select(tables.settings.c.body).where(tables.settings.c.digest == digest)
+            ).first()
         return None if row is None else str(row.body)
 
     def find_episodes(self, prefix: str) -> list[dict[str, Any]]:
         """The episodes whose id begins so."""
-        query = sa.select(_episodes).where(_episodes.c.id.startswith(prefix, autoescape=True))
-        with self._begin() as tx:
+        query = sa.select(tables.episodes).where(tables.episodes.c.id.startswith(prefix, autoescape=True))
+        with self._database.reading() as tx:
             return [dict(row._mapping) for row in tx.execute(query)]
 
     def events_of(self, episode: str) -> list[dict[str, Any]]:
         """What was put in line about an episode, oldest first."""
-        query = sa.select(_outbox).where(_outbox.c.body.contains(f'"{episode}"', autoescape=True))
-        with self._begin() as tx:
-            return [dict(row._mapping) for row in tx.execute(query.order_by(_outbox.c.number))]
+        query = sa.select(tables.outbox).where(tables.outbox.c.body.contains(f'"{episode}"', autoescape=True))
+        with self._database.reading() as tx:
+            return [dict(row._mapping) for row in tx.execute(query.order_by(tables.outbox.c.number))]
 
     def model_states(self) -> dict[str, ModelState]:
         """Where each model stands as of the last checkpoint."""
-        with self._begin() as tx:
-            return {row.model: _state_decoder.decode(row.state) for row in tx.execute(sa.select(_models))}
+        with self._database.reading() as tx:
+            return {
+                row.model: _state_decoder.decode(row.state) for row in tx.execute(sa.select(tables.models))
+            }
 
     def events(self, limit: int = 0) -> list[dict[str, Any]]:
         """Everything that was put in line, oldest first, with when it was posted."""
-        query = sa.select(_outbox).order_by(_outbox.c.number.desc())
-        with self._begin() as tx:
+        query = sa.select(tables.outbox).order_by(tables.outbox.c.number.desc())
+        with self._database.reading() as tx:
             rows = tx.execute(query.limit(limit) if limit else query).all()
         return [dict(row._mapping) for row in reversed(rows)]
 
     def counters(self) -> dict[str, int]:
         """Running totals."""
-        with self._begin() as tx:
-            return {row.name: row.value for row in tx.execute(sa.select(_counters))}
+        with self._database.reading() as tx:
+            return {row.name: row.value for row in tx.execute(sa.select(tables.counters))}
 
     def waiting_count(self) -> int:
         """How many events are in line."""
         query = (
             sa.select(sa.func.count())
-            .select_from(_outbox)
-            .where(_outbox.c.posted_at.is_(None), _outbox.c.refusal.is_(None))
+            .select_from(tables.outbox)
+            .where(tables.outbox.c.posted_at.is_(None), tables.outbox.c.refusal.is_(None))
         )
-        with self._begin() as tx:
+        with self._database.reading() as tx:
             return int(tx.execute(query).scalar_one())
 
     def refused_count(self) -> int:
         """How many events Prefect will never take."""
-        query = sa.select(sa.func.count()).select_from(_outbox).where(_outbox.c.refusal.is_not(None))
-        with self._begin() as tx:
+        query = (
+            sa.select(sa.func.count()).select_from(tables.outbox).where(tables.outbox.c.refusal.is_not(None))
+        )
+        with self._database.reading() as tx:
             return int(tx.execute(query).scalar_one())
 
     def newest_window(self, model: str, version: str, labelled: bool = False) -> dict[str, Any] | None:
         """A version's newest window that was scored, or that has its labels; without the evidence."""
-        columns = [column for column in _windows.c if column is not _windows.c.evidence]
-        scored = _windows.c.verdict.in_(("calm", "drifted", "broken"))
+        columns = [column for column in tables.windows.c if column is not tables.windows.c.evidence]
+        scored = tables.windows.c.verdict.in_(("calm", "drifted", "broken"))
         query = (
             sa.select(*columns)
-            .where(_windows.c.model == model, _windows.c.version == version)
-            .where(_windows.c.score.is_not(None) if labelled else scored)
-            .order_by(_windows.c.id.desc())
+            .where(tables.windows.c.model == model, tables.windows.c.version == version)
+            .where(tables.windows.c.score.is_not(None) if labelled else scored)
+            .order_by(tables.windows.c.id.desc())
             .limit(1)
         )
-        with self._begin() as tx:
+        with self._database.reading() as tx:
             row = tx.execute(query).first()
         return None if row is None else dict(row._mapping)
 
-    def meta(self, key: str, default: str = "") -> str:
-        """A remembered fact; `default` is written down if there is none yet."""
-        with self._begin() as tx:
-            row = tx.execute(sa.select(_meta.c.value).where(_meta.c.key == key)).first()
-            if row is not None:
-                return str(row.value)
-            if default:
-                tx.execute(sa.insert(_meta).values(key=key, value=default))
-            return default
-
     # --- inside ----------------------------------------------------------------------------------
-
-    def _create(self) -> None:
-        with self._begin() as tx:
-            _metadata.create_all(tx)
-        found = int(self.meta("schema", str(SCHEMA)))
-        if found > SCHEMA:
-            raise LedgerError(
-                f"the ledger {self._shown} has schema {found}, this program knows up to {SCHEMA}: "
-                "start the newer retrain-daemon that wrote it, or name another ledger.url"
-            )
-
-    @contextmanager
-    def _begin(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except exc.SQLAlchemyError as error:
-            reason = getattr(error, "orig", None) or error
-            raise LedgerError(
-                f"the ledger {self._shown} failed: {reason}: check that ledger.url is reachable, "
-                "writable and not full"
-            ) from error
 
     @contextmanager
     def _owned(self) -> Iterator[sa.Connection]:
-        with self._begin() as tx:
+        with self._database.writing() as tx:
             fenced = tx.execute(
-                sa.update(_owners)
-                .where(_owners.c.scope == self._scope, _owners.c.epoch == self._epoch)
+                sa.update(tables.owners)
+                .where(tables.owners.c.scope == self._scope, tables.owners.c.epoch == self._epoch)
                 .values(epoch=self._epoch)
             )
             if fenced.rowcount != 1:
                 raise StaleOwner(
-                    f"another member owns {self._scope!r} in the ledger {self._shown} by now: "
+                    f"another member owns {self._scope!r} in the ledger {self._database.shown} by now: "
                     "this one stops; nothing is lost"
                 )
             yield tx
-
-    @property
-    def _shown(self) -> str:
-        return self._url.render_as_string(hide_password=True)
-
-
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    # FULL: a checkpoint that Kafka's commit follows must survive a power cut.
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()
 
 
 def _text(time: datetime) -> str:
@@ -675,7 +526,7 @@ def _write_position(tx: sa.Connection, partition: Partition, position: Position)
     time = None if position.stream_time is None else _text(position.stream_time)
     _put(
         tx,
-        _positions,
+        tables.positions,
         {"topic": partition.topic, "partition": partition.index},
         {"next_offset": position.next_offset, "stream_time": time},
     )
@@ -683,7 +534,7 @@ def _write_position(tx: sa.Connection, partition: Partition, position: Position)
 
 def _write_model(tx: sa.Connection, model: str, changes: ModelChanges, at: str) -> None:
     values = {"state": _encode(changes.state), "early_end": changes.labels.early_end}
-    _put(tx, _models, {"model": model}, values)
+    _put(tx, tables.models, {"model": model}, values)
     for version, change in changes.versions.items():
         _write_version(tx, model, version, change, at)
     _write_labels(tx, model, changes)
@@ -693,10 +544,12 @@ def _write_model(tx: sa.Connection, model: str, changes: ModelChanges, at: str) 
 
 
 def _write_version(tx: sa.Connection, model: str, version: str, change: VersionChanges, at: str) -> None:
-    where = (_versions.c.model == model, _versions.c.version == version)
+    where = (tables.versions.c.model == model, tables.versions.c.version == version)
     state = _encode(change.state)
-    if tx.execute(sa.update(_versions).where(*where).values(state=state)).rowcount == 0:
-        tx.execute(sa.insert(_versions).values(model=model, version=version, state=state, first_seen=at))
+    if tx.execute(sa.update(tables.versions).where(*where).values(state=state)).rowcount == 0:
+        tx.execute(
+            sa.insert(tables.versions).values(model=model, version=version, state=state, first_seen=at)
+        )
     _drop_chunks(tx, model, version, "rows", change.gone)
     for key, rows in change.rows.items():
         _add_chunk(tx, model, version, "rows", key, rows)
@@ -718,40 +571,42 @@ def _write_labels(tx: sa.Connection, model: str, changes: ModelChanges) -> None:
     if labels.early:
         _add_chunk(tx, model, "", "early", labels.early_end, labels.early)
         tx.execute(
-            sa.delete(_chunks).where(
-                _chunks.c.model == model, _chunks.c.kind == "early", _chunks.c.key <= labels.early_start
+            sa.delete(tables.chunks).where(
+                tables.chunks.c.model == model,
+                tables.chunks.c.kind == "early",
+                tables.chunks.c.key <= labels.early_start,
             )
         )
 
 
 def _add_chunk(tx: sa.Connection, model: str, version: str, kind: str, key: int, value: object) -> None:
     tx.execute(
-        sa.insert(_chunks).values(model=model, version=version, kind=kind, key=key, data=_encode(value))
+        sa.insert(tables.chunks).values(model=model, version=version, kind=kind, key=key, data=_encode(value))
     )
 
 
 def _drop_chunks(tx: sa.Connection, model: str, version: str, kind: str, keys: Iterable[int]) -> None:
     for key in keys:
         tx.execute(
-            sa.delete(_chunks).where(
-                _chunks.c.model == model,
-                _chunks.c.version == version,
-                _chunks.c.kind == kind,
-                _chunks.c.key == key,
+            sa.delete(tables.chunks).where(
+                tables.chunks.c.model == model,
+                tables.chunks.c.version == version,
+                tables.chunks.c.kind == kind,
+                tables.chunks.c.key == key,
             )
         )
 
 
 def _write_windows(tx: sa.Connection, step: Checkpoint, at: str) -> None:
     for digest, body in step.settings.items():
-        _put(tx, _settings, {"digest": digest}, {"body": body})
+        _put(tx, tables.settings, {"digest": digest}, {"body": body})
     for (judged, report), grounds in zip_longest(step.judged, step.grounds):
         _write_judged(tx, judged, grounds, report, at)
 
 
 def _write_judged(tx: sa.Connection, judged: Judged, grounds: Grounds | None, report: str, at: str) -> None:
     tx.execute(
-        sa.insert(_windows).values(
+        sa.insert(tables.windows).values(
             model=judged.model,
             version=judged.version,
             key=judged.key,
@@ -769,11 +624,11 @@ def _write_judged(tx: sa.Connection, judged: Judged, grounds: Grounds | None, re
 
 def _write_performance(tx: sa.Connection, model: str, performance: Performance) -> None:
     tx.execute(
-        sa.update(_windows)
+        sa.update(tables.windows)
         .where(
-            _windows.c.model == model,
-            _windows.c.version == performance.version,
-            _windows.c.key == performance.key,
+            tables.windows.c.model == model,
+            tables.windows.c.version == performance.version,
+            tables.windows.c.key == performance.key,
         )
         .values(metric=performance.metric, score=performance.score, labelled=performance.labelled)
     )
@@ -784,7 +639,7 @@ def _write_episode(tx: sa.Connection, state: ModelState, at: str) -> None:
     assert episode is not None
     _put(
         tx,
-        _episodes,
+        tables.episodes,
         {"id": episode.id},
         {
             "model": episode.model,
@@ -801,26 +656,30 @@ def _end_episodes(tx: sa.Connection, model: str, state: ModelState, at: str) -> 
     """Every episode that is no longer the model's present one is over."""
     current = state.episode.id if state.episode else ""
     tx.execute(
-        sa.update(_episodes)
-        .where(_episodes.c.model == model, _episodes.c.id != current, _episodes.c.ended_at.is_(None))
-        .values(stage=sa.case((_episodes.c.stage == "futile", "futile"), else_="resolved"), ended_at=at)
+        sa.update(tables.episodes)
+        .where(
+            tables.episodes.c.model == model,
+            tables.episodes.c.id != current,
+            tables.episodes.c.ended_at.is_(None),
+        )
+        .values(stage=sa.case((tables.episodes.c.stage == "futile", "futile"), else_="resolved"), ended_at=at)
     )
 
 
 def _write_event(tx: sa.Connection, event: Event, at: str) -> None:
     """The first writing fixes `occurred`; the same event again changes nothing."""
-    known = tx.execute(sa.select(_outbox.c.number).where(_outbox.c.id == str(event.id))).first()
+    known = tx.execute(sa.select(tables.outbox.c.number).where(tables.outbox.c.id == str(event.id))).first()
     if known is not None:
         return
     body = msgspec.json.encode(event.body(datetime.fromisoformat(at))).decode()
     tx.execute(
-        sa.insert(_outbox).values(
+        sa.insert(tables.outbox).values(
             id=str(event.id), kind=str(event.kind), model=event.model, request=event.request, body=body
         )
     )
     if event.kind is Kind.RETRAIN_REQUESTED:
         tx.execute(
-            sa.insert(_requests).values(
+            sa.insert(tables.requests).values(
                 id=event.request,
                 episode=event.episode,
                 model=event.model,
@@ -835,12 +694,13 @@ def _write_event(tx: sa.Connection, event: Event, at: str) -> None:
 def _end_request(tx: sa.Connection, request: str, outcome: Outcome, at: str) -> None:
     values: dict[str, Any] = {
         "state": "ended",
+        "held": None,
         "outcome": msgspec.json.encode(outcome).decode(),
         "ended_at": at,
     }
     if outcome.run:
         values["run"] = outcome.run
-    tx.execute(sa.update(_requests).where(_requests.c.id == request).values(**values))
+    tx.execute(sa.update(tables.requests).where(tables.requests.c.id == request).values(**values))
 
 
 def _request_row(row: Any) -> RequestRow:
@@ -858,11 +718,12 @@ def _request_row(row: Any) -> RequestRow:
         outcome=None if row.outcome is None else msgspec.json.decode(row.outcome, type=Outcome),
         ended_at=_time(row.ended_at),
         served=row.served,
+        held=row.held,
     )
 
 
 def _saved_versions(tx: sa.Connection, model: str) -> dict[str, VersionSaved]:
-    rows = tx.execute(sa.select(_versions).where(_versions.c.model == model)).all()
+    rows = tx.execute(sa.select(tables.versions).where(tables.versions.c.model == model)).all()
     return {row.version: _saved_version(tx, model, row.version, row.state) for row in rows}
 
 
@@ -896,7 +757,11 @@ def _saved_early(tx: sa.Connection, model: str) -> tuple[EarlyLabel, ...]:
 
 
 def _read_chunks(tx: sa.Connection, model: str, kind: str, version: str | None = None) -> Sequence[Any]:
-    query = sa.select(_chunks).where(_chunks.c.model == model, _chunks.c.kind == kind).order_by(_chunks.c.id)
+    query = (
+        sa.select(tables.chunks)
+        .where(tables.chunks.c.model == model, tables.chunks.c.kind == kind)
+        .order_by(tables.chunks.c.id)
+    )
     if version is not None:
-        query = query.where(_chunks.c.version == version)
+        query = query.where(tables.chunks.c.version == version)
     return tx.execute(query).all()

@@ -110,12 +110,19 @@ class LedgerMetrics:
         found = Tally((row.model, row.state, _outcome(row)) for row in rows)
         counts = {(model, *key): found[model, *key] for model in self._models for key in keys}
         late = Tally((row.model,) for row in rows if self._unconfirmed(row))
+        held = Tally((row.model,) for row in rows if row.held)
         unserved = {(model,): self._unserved(model, rows) for model in self._models}
         yield _gauge("requests", "Retraining requests in the ledger.", counts, "model", "state", "outcome")
         yield _gauge(
             "unconfirmed_requests",
             "Requests that were posted, and of which no run is proved to have started in time.",
             {(model,): late[model,] for model in self._models},
+            "model",
+        )
+        yield _gauge(
+            "held_requests",
+            "Requests that wait for an operator: `retrain-daemon status` says for what.",
+            {(model,): held[model,] for model in self._models},
             "model",
         )
         yield _gauge(

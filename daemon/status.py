@@ -70,4 +70,5 @@ def _request_status(row: RequestRow) -> dict[str, Any]:
         "created_by": row.created_by,
         "outcome": None if row.outcome is None else msgspec.to_builtins(row.outcome),
         "served": row.served,
+        "held": row.held,
     }

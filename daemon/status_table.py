@@ -47,8 +47,10 @@ def _note(model: Mapping[str, Any]) -> str:
 def _requests(requests: list[tuple[str, Mapping[str, Any]]]) -> Table:
     table = _table("model", "request", "attempt", "state", "run", "started by", "outcome")
     for name, request in requests:
-        outcome = request["outcome"]
-        said = "" if outcome is None else f"{outcome['action']}: {outcome['sentence']}"
+        outcome, held = request["outcome"], request["held"]
+        said = f"held: {held}" if held else ""
+        if outcome is not None:
+            said = f"{outcome['action']}: {outcome['sentence']}"
         ids = (request["request"][:8], request["attempt"], request["state"], (request["run"] or "")[:8])
         table.add_row(*map(_plain, (name, *ids, request["created_by"] or "", said)))
     return table

@@ -127,6 +127,7 @@ class Watcher:
         run = self._prefect.run(claim.run)
         if _state_of(run) not in TERMINAL:
             self._failing.pop(request.id, None)
+            self._note_hold(request, None)
             return
         self._failing[request.id] = self._failing.get(request.id, 0) + 1
         if self._failing[request.id] >= 2 and not self._carried_on(request):
@@ -136,11 +137,11 @@ class Watcher:
         """Whether another run is to take the claim over; it is created once, whoever asks how often."""
         name = full_deployment_name(request.model)
         deployment = self._prefect.deployment(name)
-        if deployment is None:
-            return False
-        if deployment.get("paused"):
-            self._unconfirmed(request, f"its run died, and deployment {name} is paused: resume it", "held")
+        if (held := _closed(name, deployment)) is not None:
+            self._unconfirmed(request, f"its run died, and {held}", "held")
             return True
+        assert deployment is not None
+        self._note_hold(request, None)
         run = self._create_run(deployment, request, f"{request.id}-again")
         return _state_of(run) not in TERMINAL
 
@@ -184,11 +185,9 @@ class Watcher:
 
     def _held_by(self, request: RequestRow, deployment: dict[str, Any] | None) -> str | None:
         """What keeps us from asking again: an operator's decision, or a run that waits already."""
-        name = full_deployment_name(request.model)
-        if deployment is None:
-            return f"deployment {name} does not exist: run `retrain-daemon deploy`"
-        if deployment.get("paused"):
-            return f"deployment {name} is paused: resume it in Prefect"
+        if (closed := _closed(full_deployment_name(request.model), deployment)) is not None:
+            return closed
+        assert deployment is not None
         automations = self._prefect.automations(RETRAIN_AUTOMATION.format(model=request.model))
         if not automations:
             return f"the automation of {request.model} does not exist: run `retrain-daemon deploy`"
@@ -208,6 +207,7 @@ class Watcher:
 
     def _unconfirmed(self, request: RequestRow, reason: str, action: str) -> None:
         """Told once for each reason and each posting, however often we look."""
+        self._note_hold(request, reason if action == "held" else None)
         sequence = {"held": 0, "posted again": 1}.get(action, 2)
         payload = {"request": request.id, "reason": reason, "action": action, "posts": request.posts}
         subject = f"{request.id}|{reason}"
@@ -226,6 +226,10 @@ class Watcher:
         self._told.add(str(event.id))
         self._ledger.add_events([event])
         log.warning("request_unconfirmed", model=request.model, reason=reason, action=action)
+
+    def _note_hold(self, request: RequestRow, reason: str | None) -> None:
+        if request.held != reason:
+            self._ledger.hold(request.id, reason)
 
     # --- champions -------------------------------------------------------------------------------
 
@@ -262,6 +266,13 @@ class Watcher:
             ]
         )
         self._ledger.mark_served(request.id, "unserved")
+
+
+def _closed(name: str, deployment: Mapping[str, Any] | None) -> str | None:
+    """Why the deployment takes no run that nobody asked an operator about."""
+    if deployment is None:
+        return f"deployment {name} does not exist: run `retrain-daemon deploy`"
+    return f"deployment {name} is paused: resume it in Prefect" if deployment.get("paused") else None
 
 
 def _state_of(run: Mapping[str, Any] | None) -> str:
