@@ -9,7 +9,6 @@ from typing import Any
 import structlog
 from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.structs import MemberState
 
 from daemon.ports import Assignment, OffsetLoss
 from daemon.wire.kafka_assignor import ActiveStandbyAssignor
@@ -28,6 +27,7 @@ from daemon.wire.kafka_client import ensure_topics as ensure_topics
 from daemon.wire.kafka_client import log_bounds as log_bounds
 from daemon.wire.kafka_client import make_producer as make_producer
 from daemon.wire.kafka_dead_letters import KafkaDeadLetters as KafkaDeadLetters
+from daemon.wire.kafka_membership import Membership
 from monitors.events import OffsetRange
 from monitors.records import Partition, RawRecord
 from monitors.settings import KafkaSettings
@@ -39,7 +39,6 @@ COMMIT_SECONDS = 3.0
 END_CHECK_SECONDS = 2.0
 STALL_SECONDS = 30.0
 PROBE_SECONDS = 5.0
-UNPLACED_SECONDS = 0.05
 
 
 class _Owned:
@@ -121,6 +120,7 @@ class KafkaSource:
             session_timeout_ms=session,
             heartbeat_interval_ms=min(3_000, session // 10),
         )
+        self._membership = Membership(self._consumer)
         self._owned = _Owned()
         self._partitions: dict[TopicPartition, Partition] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -135,18 +135,15 @@ class KafkaSource:
 
     def poll(self, timeout_seconds: float) -> Sequence[RawRecord]:
         """Whatever there is to read, in each partition's order; empty while standing by."""
-        if not self._owned.placed:
-            time.sleep(min(timeout_seconds, UNPLACED_SECONDS))
-            return []
         try:
             with translated(self._settings):
-                return self._poll(timeout_seconds)
+                if self._owned.placed:
+                    return self._poll(timeout_seconds)
+                self._membership.attend(timeout_seconds)
         except KafkaUnreachable as error:
             # The broker may come back, and this member keeps its place meanwhile.
             log.warning("poll_failed", error=str(error))
-            return []
-        finally:
-            self._mend_join()
+        return []
 
     def assignment(self) -> Assignment | None:
         news = self._owned.take_news()
@@ -251,17 +248,6 @@ class KafkaSource:
         if not self._owned.placed:
             return []  # what we own changed meanwhile
         return [raw for partition, records in polled.items() for raw in self._convert(partition, records)]
-
-    def _mend_join(self) -> None:
-        """
-        Make the next poll finish a join that this one had no time for.
-
-        kafka-python forgets it where this member leads the group and joined because metadata changed: it
-        then neither reads nor sends heartbeats, without a word, for ever. Nothing public helps.
-        """
-        coordinator = self._consumer._coordinator
-        if coordinator.state is MemberState.REBALANCING:
-            coordinator.request_rejoin()
 
     def _convert(self, partition: TopicPartition, records: Sequence[Any]) -> list[RawRecord]:
         ours = self._partitions.get(partition)
