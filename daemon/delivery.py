@@ -54,6 +54,7 @@ class Delivery:
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Finish the round in progress; what is still in line stays in the ledger."""
         self._stop.set()
+        self._ledger.in_line.set()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 
@@ -68,7 +69,14 @@ class Delivery:
                         watcher.forget()
                     self._round(api, outbox, watcher)
                 was_active = self._active.is_set()
-                self._stop.wait(max(outbox.retry_seconds, 0.2))
+                self._rest(outbox.retry_seconds)
+
+    def _rest(self, retry_seconds: float) -> None:
+        """Until there is something to deliver or to look at: asking all the time would cost without end."""
+        if retry_seconds:
+            self._stop.wait(retry_seconds)
+        elif self._ledger.in_line.wait(min(self._settings.poll_seconds, self._settings.heartbeat_seconds)):
+            self._ledger.in_line.clear()
 
     def _round(self, api: PrefectApi, outbox: Outbox, watcher: Watcher) -> None:
         try:

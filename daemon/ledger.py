@@ -1,5 +1,6 @@
 """The ledger: one transaction holds everything that a restart, an audit or the outbox needs."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -124,6 +125,8 @@ class Ledger:
         self._database = Database(url)
         self._epoch = 0
         self._scope = ""
+        # Set once something is in line to be delivered, so that whoever delivers need not ask all the time.
+        self.in_line = threading.Event()
         prepare(self._database)
 
     def close(self) -> None:
@@ -183,6 +186,8 @@ class Ledger:
                 _write_event(tx, event, at)
             for name, value in step.counters.items():
                 _put(tx, tables.counters, {"name": name}, {"value": value})
+        if step.events:
+            self.in_line.set()
 
     def prune(self, before: datetime) -> int:
         """
@@ -259,6 +264,7 @@ class Ledger:
                 )
                 .values(posted_at=None, refusal=None)
             )
+        self.in_line.set()
 
     def add_events(self, events: Sequence[Event]) -> None:
         """Put events in line that no window led to."""
@@ -266,6 +272,7 @@ class Ledger:
         with self._owned() as tx:
             for event in events:
                 _write_event(tx, event, at)
+        self.in_line.set()
 
     # --- requests --------------------------------------------------------------------------------
 

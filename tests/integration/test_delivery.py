@@ -1,5 +1,6 @@
 """Outbox and watcher against a real Prefect server: told once, proved, and held where an operator says so."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from daemon.delivery import Delivery
 from daemon.ledger import Checkpoint, Ledger, RequestRow, now
 from daemon.loop import News, RequestEnded
 from daemon.outbox import Outbox
@@ -258,3 +260,22 @@ def test_events_wait_for_a_server_that_is_down(
     (event,) = eventually(lambda: delivering.api.events({"id": {"id": [waiting.id]}}))
     first = datetime.fromisoformat(msgspec.json.decode(waiting.body)["occurred"])
     assert datetime.fromisoformat(event["occurred"]) == first
+
+
+def test_what_is_written_is_delivered_at_once_and_nobody_asks_in_between(delivering: Delivering) -> None:
+    hours = msgspec.structs.replace(delivering.settings, poll_seconds=3_600.0, heartbeat_seconds=3_600.0)
+    active = threading.Event()
+    active.set()
+    delivery = Delivery(
+        delivering.ledger, hours, {delivering.model: None}, active, delivering.news.append, 86_400.0
+    )
+    delivery.start()
+    try:
+        eventually(lambda: delivering.row().state == "posted")
+        delivering.ledger.add_events(
+            [Event(kind=Kind.DATA_LOST, model=delivering.model, subject="later", payload={})]
+        )
+        eventually(lambda: delivering.ledger.waiting_count() == 0)
+    finally:
+        delivery.close(timeout_seconds=60.0)
+    assert not delivery._thread.is_alive(), "closing does not wait for the next look"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 
@@ -199,7 +198,7 @@ class Scene:
             with urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=5) as answer:
                 self.pages[path] = answer.read()
                 return self.pages[path].decode()
-        except (URLError, ConnectionError):
+        except OSError:  # refused, or not answered in time
             return ""
 
     def _until(self, reached: Callable[[], bool]) -> None:
