@@ -172,6 +172,8 @@ class Loop:
         self._observer.polled(raws)
         for raw in raws:
             self._receive(raw)
+        if self._monitor.met:
+            self._checkpoint(Result())
         self._take_labels(self._monitor)
         self._hear_losses(self._source.losses())
         self._notice_stalls()
@@ -221,7 +223,7 @@ class Loop:
     # --- reading ---------------------------------------------------------------------------------
 
     def _receive(self, raw: RawRecord) -> None:
-        """Predictions are taken at once; labels stand in line, lest they run ahead of them."""
+        """Predictions are taken at once; labels stand in line until their windows are closed."""
         self._heard[raw.partition] = time.monotonic()
         try:
             record = self._decoder.decode(raw)
@@ -246,11 +248,10 @@ class Loop:
 
     def _take_labels(self, monitor: Monitor) -> None:
         """Take the labels whose time has come; partitions with some left are read no further."""
-        predictions = [p for p in self._active() if p.topic != self.settings.labels_topic]
         for line in self._labels.values():
             while line:
                 raw, record = line[0]
-                if isinstance(record, LabelRecord) and monitor.ahead(record, predictions):
+                if isinstance(record, LabelRecord) and monitor.ahead(record):
                     break
                 line.popleft()
                 self._observe(raw, record)

@@ -1,6 +1,6 @@
 """The monitor: records go in, judged windows and events come out. Everything decided, nothing done."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -13,7 +13,7 @@ from monitors.performance import EarlyLabel, LabelChanges, Labels, PendingWindow
 from monitors.policy import Decision, PolicyState, Verdict, step
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings
-from monitors.windows import ClosedWindow, StreamTimes, Windows, WindowsState, make_windows
+from monitors.windows import ClosedWindow, StreamTimes, Windows, WindowsState, closing_time, make_windows
 
 # How many windows' worth of labels may wait for their window to close.
 EARLY_WINDOWS = 10
@@ -152,6 +152,7 @@ class ModelMonitor:
         self._max_versions = max_versions
         self._versions: dict[str, _Version] = {}
         self._touched: set[str] = set()
+        self._saved: set[str] = set()
         capacity = EARLY_WINDOWS * (settings.window.rows or settings.window.max_rows)
         self._labels = Labels(settings.kind, capacity, settings.label_horizon_seconds)
         if saved is not None:
@@ -161,6 +162,11 @@ class ModelMonitor:
     def versions(self) -> Collection[str]:
         """The versions that were met so far."""
         return self._versions.keys()
+
+    @property
+    def met(self) -> bool:
+        """Whether there is a version that no checkpoint knows of."""
+        return not self._versions.keys() <= self._saved
 
     def late(self, version: str) -> int:
         """
@@ -229,6 +235,7 @@ class ModelMonitor:
     def take_changes(self) -> ModelChanges:
         """What a checkpoint must add to the one before."""
         touched, self._touched = sorted(self._touched), set()
+        self._saved.update(touched)
         return ModelChanges(
             state=self.state,
             versions={name: self._versions[name].take_changes() for name in touched},
@@ -251,6 +258,7 @@ class ModelMonitor:
         for name, version in saved.versions.items():
             engine = None if version.state.learning else self._references.find(self.name, name)
             self._versions[name] = _Version(self.settings, engine, version)
+        self._saved.update(saved.versions)
         self._labels.restore(saved.pending, saved.early, saved.early_end)
 
 
@@ -276,17 +284,31 @@ class Monitor:
         }
         self.times = StreamTimes()
         self._homes: dict[str, Partition] = {}
+        # As of the last `close`: the stream time it was given, and whether no partition counted.
+        self._closed_by: datetime | None = None
+        self._idle = False
 
-    def ahead(self, record: LabelRecord, predictions: Collection[Partition]) -> bool:
+    @property
+    def met(self) -> bool:
         """
-        Whether a label is further in time than the predictions were read, and so has to wait.
+        Whether a version was met since the last checkpoint; then the next has to come before `close`.
 
-        Otherwise a quickly read label log would push labels out before their predictions came.
+        A reference outlives the process that learned it. Whoever comes after that process has to know
+        that it was being learned, and not given.
         """
-        if not predictions:
+        return any(model.met for model in self.models.values())
+
+    def ahead(self, record: LabelRecord) -> bool:
+        """
+        Whether the window of a label's time is not closed yet, so that the label has to wait.
+
+        Only a closed window knows which rows it sampled. A label taken before would be one of a limited
+        number that are kept, and which of them last would depend on how much was read at once.
+        """
+        if self._idle:
             return False
-        stream_time = self.times.passed(predictions)
-        return stream_time is None or record.event_time > stream_time
+        closing = closing_time(self.models[record.model].settings.window, record.event_time)
+        return self._closed_by is None or self._closed_by < closing
 
     def observe(self, record: PredictionRecord | LabelRecord) -> None:
         """Take one record. Raises `InvalidRecord` for one that no window may take."""
@@ -304,15 +326,17 @@ class Monitor:
     def close(
         self,
         circumstances: Callable[[str, str, ClosedWindow], Circumstances],
-        predictions: Iterable[Partition],
-        labels: Iterable[Partition],
+        predictions: Collection[Partition],
+        labels: Collection[Partition],
     ) -> Result:
         """
         Judge all windows that are done, given the partitions that count (owned and not idle).
 
-        They are judged in (end, model, version, key) order.
+        They are judged in (end, model, version, key) order. Where no label partition counts, predictions
+        wait for labels until the predictions themselves have passed the horizon, and not for ever.
         """
         stream_time = self.times.passed(predictions)
+        self._closed_by, self._idle = stream_time, not predictions
         closed = [
             (window.rows.end, name, version, window)
             for name, model in self.models.items()
@@ -325,7 +349,7 @@ class Monitor:
             one, told = self.models[name].judge(circumstances(name, version, window), version, window)
             judged.append(one)
             events += told
-        label_time = self.times.passed(labels)
+        label_time = self.times.passed(labels) if labels else stream_time
         performances = [
             (name, performance)
             for name, model in self.models.items()

@@ -62,8 +62,9 @@ class Labels:
     Joins the labels of one model to its sampled predictions, whichever comes first.
 
     Of the labels that find no closed window the newest `capacity` are kept. A label counts for a
-    window if its own partition had not passed the window's horizon before it, so that the score
-    does not depend on how far the label log was read when the window closed.
+    window if its own partition had not passed the window's horizon before it, and if a row was still
+    without one, so that the score does not depend on how far the label log was read when the window
+    closed, nor on how soon it was judged.
     """
 
     def __init__(self, kind: Literal["classification", "regression"], capacity: int, horizon_seconds: float):
@@ -98,7 +99,7 @@ class Labels:
         if home is None:
             self._keep(EarlyLabel(record.id, record.label, earlier))
             self._early_added.append(self._early[record.id])
-        elif self._in_time(self._pending[home], earlier):
+        elif self._in_time(self._pending[home], earlier) and not _is_complete(self._pending[home]):
             self._pending[home].labels[record.id] = record.label
             self._matched.setdefault(home, {})[record.id] = record.label
 
@@ -107,8 +108,7 @@ class Labels:
         done = [
             window
             for window in self._pending.values()
-            if len(window.labels) == len(window.predictions)
-            or (label_time is not None and window.end + self._horizon <= label_time)
+            if _is_complete(window) or (label_time is not None and window.end + self._horizon <= label_time)
         ]
         return [self._judge(window) for window in done]
 
@@ -159,6 +159,10 @@ class Labels:
         score = mean if mean is None or self._metric == "mae" else 1.0 - mean
         unlabelled = len(window.predictions) - len(losses)
         return Performance(window.version, window.key, self._metric, score, len(losses), unlabelled)
+
+
+def _is_complete(window: PendingWindow) -> bool:
+    return len(window.labels) == len(window.predictions)
 
 
 def loss(metric: Literal["accuracy", "mae"], prediction: Scalar, label: Scalar) -> float | None:

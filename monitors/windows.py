@@ -177,7 +177,7 @@ class TimeWindows(_Collecting):
         self._closed_until = EPOCH
 
     def add(self, record: PredictionRecord, earlier: datetime) -> None:
-        start = EPOCH + (record.event_time - EPOCH) // self._size * self._size
+        start = _start(record.event_time, self._size)
         end = start + self._size
         if end + self._grace <= earlier or end <= self._closed_until:
             self.late += 1
@@ -211,7 +211,6 @@ class CountWindows(_Collecting):
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self._next_key = 0
-        self._full: list[ClosedWindow] = []
 
     def add(self, record: PredictionRecord, earlier: datetime) -> None:
         window = self._open.get(self._next_key)
@@ -222,12 +221,11 @@ class CountWindows(_Collecting):
         window.start = min(window.start, record.event_time)
         window.end = max(window.end, record.event_time + MICROSECOND)
         if window.seen == self._capacity:
-            self._full.append(self._give_up(window))
             self._next_key += 1
 
     def close(self, stream_time: datetime | None) -> list[ClosedWindow]:
-        full, self._full = self._full, []
-        return full
+        full = [window for key, window in sorted(self._open.items()) if key < self._next_key]
+        return [self._give_up(window) for window in full]
 
     def state(self) -> WindowsState:
         return WindowsState(self._open_now(), EPOCH, self._next_key, self.late)
@@ -235,6 +233,22 @@ class CountWindows(_Collecting):
     def restore(self, state: WindowsState, rows: Mapping[int, Iterable[PredictionRecord]]) -> None:
         self._refill(state, rows)
         self._next_key = state.next_key
+
+
+def closing_time(settings: WindowSettings, event_time: datetime) -> datetime:
+    """
+    The stream time that closes the window of an event time.
+
+    Where windows are counted in rows nothing tells beforehand, and it is the event time itself.
+
+    >>> noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    >>> str(closing_time(WindowSettings(seconds=600.0, grace_seconds=5.0), noon))
+    '2026-01-01 12:10:05+00:00'
+    """
+    if settings.rows is not None:
+        return event_time
+    size, grace = timedelta(seconds=_seconds(settings)), timedelta(seconds=settings.grace_seconds)
+    return _start(event_time, size) + size + grace
 
 
 def make_windows(settings: WindowSettings) -> Windows:
@@ -246,7 +260,15 @@ def make_windows(settings: WindowSettings) -> Windows:
     """
     if settings.rows is not None:
         return CountWindows(settings.rows)
-    return TimeWindows(settings.seconds or 3_600.0, settings.grace_seconds, settings.max_rows)
+    return TimeWindows(_seconds(settings), settings.grace_seconds, settings.max_rows)
+
+
+def _seconds(settings: WindowSettings) -> float:
+    return settings.seconds or 3_600.0
+
+
+def _start(event_time: datetime, size: timedelta) -> datetime:
+    return EPOCH + (event_time - EPOCH) // size * size
 
 
 class StreamTimes:

@@ -21,7 +21,7 @@ from monitors.decoding import make_decoder
 from monitors.drift import WindowRows
 from monitors.episodes import Judged
 from monitors.monitor import Monitor, Result
-from monitors.records import RawRecord
+from monitors.records import LabelRecord, RawRecord
 from monitors.settings import FieldSettings, KafkaSettings, LimitSettings, ModelSettings
 
 
@@ -84,21 +84,24 @@ class NoReviews:
     def offer(self, judged: Judged, rows: WindowRows, wanted: bool) -> None: ...
 
 
-class UntilDrained(threading.Event):
-    """Stops once nothing is left to read but labels that wait for predictions, for some cycles."""
+class UntilAllIsTaken(threading.Event):
+    """Stops once nothing is left but labels of a time whose windows the log never closes."""
 
-    def __init__(self, loop: Loop, source: KafkaSource, quiet_cycles: int) -> None:
+    def __init__(self, loop: Loop, source: KafkaSource) -> None:
         super().__init__()
         self._loop = loop
         self._source = source
-        self._needed = quiet_cycles
-        self._quiet = 0
 
     def is_set(self) -> bool:
-        done = self._source.drained() | self._loop._held
-        owned = self._source._partitions.values()
-        self._quiet = self._quiet + 1 if owned and done.issuperset(owned) else 0
-        return self._quiet >= self._needed
+        monitor, drained = self._loop._monitor, self._source.drained()
+        if monitor is None:
+            return False
+        for partition in self._loop._next:
+            _, first = next(iter(self._loop._labels.get(partition, ())), (None, None))
+            waits = isinstance(first, LabelRecord) and monitor.ahead(first)
+            if not waits and (first is not None or partition not in drained):
+                return False
+        return True
 
 
 def main(plan: Path, step: str, countdown: int) -> None:
@@ -126,7 +129,7 @@ def main(plan: Path, step: str, countdown: int) -> None:
         StoredEngines(ReferenceStore(told["references"]), models, "compiled", EvidentlyWorker()),
         NoReviews(),
     )
-    loop.run(UntilDrained(loop, source, 3))
+    loop.run(UntilAllIsTaken(loop, source))
     source.close()
 
 

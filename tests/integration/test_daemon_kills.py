@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,18 @@ CHILD = Path(__file__).with_name("doomed_daemon.py")
 STEPS = ("read", "scored", "before_commit", "after_commit")
 KILLS = 20
 ROWS = 3_000
+END = START + timedelta(seconds=ROWS)
+WINDOW, GRACE, HORIZON = timedelta(seconds=60), timedelta(seconds=5), timedelta(seconds=120)
 MODEL = ModelSettings(
     reference_rows=300,
-    label_horizon_seconds=120.0,
-    window=WindowSettings(seconds=60.0, grace_seconds=5.0, min_rows=10, max_rows=40, idle_seconds=3_600.0),
+    label_horizon_seconds=HORIZON.total_seconds(),
+    window=WindowSettings(
+        seconds=WINDOW.total_seconds(),
+        grace_seconds=GRACE.total_seconds(),
+        min_rows=10,
+        max_rows=40,
+        idle_seconds=3_600.0,
+    ),
     policy=PolicySettings(for_windows=2, keep_firing_windows=1),
 )
 
@@ -44,6 +53,8 @@ class Scene:
             session_timeout_seconds=1.5,
         )
         self._folder = folder
+        self._rows: list[tuple[int, datetime, str]] = []
+        self._labels: set[str] = set()
 
     def write(self) -> None:
         """Two drifts in 3,000 seconds of stream time, jittered, over three partitions; some garbage."""
@@ -62,10 +73,12 @@ class Scene:
                 "prediction": number % 2,
             }
             partition = chance.randrange(3)
+            self._rows.append((partition, time, f"r{number}"))
             self._send(producer, self.settings.topics[0], partition, body)
             if number % 200 == 0:
                 producer.send(self.settings.topics[0], value=b"garbage", partition=partition)
             if number % 3:
+                self._labels.add(f"r{number}")
                 known = (time + timedelta(seconds=30)).isoformat()
                 label = {"model": "fraud", "id": f"r{number}", "label": number % 2, "event_time": known}
                 self._send(producer, self.settings.labels_topic, 0, label)
@@ -88,9 +101,28 @@ class Scene:
         command = [sys.executable, str(CHILD), str(plan), step, str(countdown)]
         return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
 
-    def finish(self, name: str) -> int:
-        """To the end of the log, and once more: a process may stop with labels that still waited."""
-        return self.run(name) or self.run(name)
+    def labelled(self) -> dict[datetime, int]:
+        """How many of each window's sampled rows have a label: the right answer, from what was written."""
+        windows: dict[datetime, list[str]] = {}
+        read: dict[int, datetime] = {}
+        for partition, time, name in self._rows:
+            start = START + (time - START) // WINDOW * WINDOW
+            earlier = read.get(partition, time)
+            read[partition] = max(earlier, time)
+            if start + WINDOW + GRACE > earlier:
+                windows.setdefault(start, []).append(name)
+        most = MODEL.window.max_rows
+        sampled = {start: sorted(names, key=_rank)[:most] for start, names in windows.items()}
+        return {start: sum(name in self._labels for name in names) for start, names in sampled.items()}
+
+    def judged_labels(self, name: str) -> dict[datetime, int]:
+        """The same, as a ledger has it, of the windows whose horizon the label log has passed."""
+        ledger = Ledger(self._url(name))
+        rows = ledger.windows("fraud")
+        ledger.close()
+        return {
+            datetime.fromisoformat(row["start"]): row["labelled"] for row in rows if row["metric"] is not None
+        }
 
     def decisions(self, name: str) -> tuple[object, ...]:
         """All that a ledger says was decided, ids and scores included."""
@@ -110,11 +142,18 @@ class Scene:
         producer.send(topic, value=json.dumps(body).encode(), partition=partition)
 
 
+def _rank(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=8).digest()
+
+
 def test_twenty_kills_change_no_decision(kafka: Any, tmp_path: Path) -> None:
     scene = Scene(kafka, tmp_path)
     scene.write()
-    assert scene.finish("undisturbed") == 0
+    assert scene.run("undisturbed") == 0
     expected = scene.decisions("undisturbed")
+    judged_labels, right = scene.judged_labels("undisturbed"), scene.labelled()
+    # Labels are taken up to the window that never closes; those before have passed the horizon.
+    assert judged_labels == {start: right[start] for start in right if start < END - 2 * WINDOW - HORIZON}
 
     chance = random.Random(11)
     kills = 0
@@ -124,7 +163,7 @@ def test_twenty_kills_change_no_decision(kafka: Any, tmp_path: Path) -> None:
             kills += 1
         if kills == KILLS:
             break
-    assert scene.finish("killed") == 0
+    assert scene.run("killed") == 0
     found = scene.decisions("killed")
 
     assert kills == KILLS

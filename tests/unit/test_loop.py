@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from daemon.engines import StoredEngines
 from daemon.errors import StaleOwner
 from daemon.evidently_worker import EvidentlyWorker
-from daemon.ledger import Ledger
+from daemon.ledger import Checkpoint, Ledger
 from daemon.loop import ChampionMoved, Loop, LoopSettings, RequestEnded
 from daemon.memory import MemoryDeadLetters, MemoryLog, MemorySource
 from daemon.wire.references import ReferenceStore
@@ -77,7 +78,7 @@ class World:
         self.kafka = KafkaSettings(labels_topic="labels", start="earliest")
         self._rows = 0
 
-    def process(self) -> Loop:
+    def process(self, labels_topic: str = "labels") -> Loop:
         """A new process on the same world."""
         ledger = Ledger(f"sqlite:///{self.folder / 'ledger.db'}")
         store = ReferenceStore(str(self.folder / "references"))
@@ -88,15 +89,15 @@ class World:
             mode="retrain",
             models=models,
             limits=LimitSettings(),
-            labels_topic="labels",
+            labels_topic=labels_topic,
             checkpoint_seconds=3_600.0,
         )
         fields = {"predictions": FieldSettings(), "labels": FieldSettings()}
         self.ledger = ledger
         return Loop(
             settings,
-            MemorySource(self.log, self.kafka),
-            make_decoder(fields, "labels", ["fraud"], LimitSettings()),
+            MemorySource(self.log, msgspec.structs.replace(self.kafka, labels_topic=labels_topic)),
+            make_decoder(fields, labels_topic, ["fraud"], LimitSettings()),
             self.letters,
             ledger,
             StoredEngines(store, models, "compiled", EvidentlyWorker()),
@@ -117,10 +118,10 @@ class World:
             }
             self.log.append(P0, json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000))
 
-    def label(self, numbers: Sequence[int], at: int) -> None:
+    def label(self, numbers: Sequence[int], at: int, label: int = 1) -> None:
         time = START + timedelta(seconds=at)
         for number in numbers:
-            body = {"model": "fraud", "id": f"r{number}", "label": 1, "event_time": time.isoformat()}
+            body = {"model": "fraud", "id": f"r{number}", "label": label, "event_time": time.isoformat()}
             self.log.append(LABELS, json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000))
 
     def garbage(self, value: bytes) -> None:
@@ -168,6 +169,27 @@ def test_a_killed_process_is_carried_on_by_the_next(world: World) -> None:
     cycles(loop)
     assert verdicts(world) == ["learning", "learning", "calm", "calm", "drifted", "drifted"]
     assert [judged.seen for judged in world.ledger.evidence("fraud")] == [50] * 6
+
+
+def test_a_reference_that_a_killed_process_learned_is_learned_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = world.process()
+    world.predict(200)
+    checkpoint = world.ledger.checkpoint
+
+    def die(step: Checkpoint) -> None:
+        if step.judged:
+            raise KeyboardInterrupt("killed with the windows judged and the reference stored")
+        checkpoint(step)
+
+    monkeypatch.setattr(world.ledger, "checkpoint", die)
+    with pytest.raises(KeyboardInterrupt):
+        cycles(loop)
+    world.log.members.clear()
+    world.ledger.close()
+    cycles(world.process())
+    assert verdicts(world) == ["learning", "learning", "calm", "calm"]
 
 
 def test_bad_records_become_dead_letters_and_leave_the_windows_alone(world: World) -> None:
@@ -229,6 +251,14 @@ def test_labels_give_a_window_its_score(world: World) -> None:
     ]
 
 
+def test_predictions_wait_no_longer_than_the_horizon_where_no_labels_come(world: World) -> None:
+    loop = world.process(labels_topic="")
+    world.predict(1_200)
+    cycles(loop)
+    labelled = [row["labelled"] for row in world.ledger.windows("fraud")]
+    assert labelled == [0] * 3 + [None] * 21, "the first three ended over 1,000 seconds ago"
+
+
 def test_labels_ahead_of_their_predictions_wait(world: World) -> None:
     loop = world.process()
     world.label(range(100), at=99)
@@ -239,6 +269,24 @@ def test_labels_ahead_of_their_predictions_wait(world: World) -> None:
     world.predict(40)
     cycles(loop)
     assert [row["labelled"] for row in world.ledger.windows("fraud")] == [50, 50]
+
+
+def test_labels_read_at_once_with_their_predictions_all_find_them(world: World) -> None:
+    loop = world.process()
+    world.predict(1_000)
+    world.label(range(1_000), at=999)
+    cycles(loop)
+    assert [row["labelled"] for row in world.ledger.windows("fraud")] == [50] * 20
+
+
+def test_a_label_corrected_after_the_last_one_came_changes_nothing(world: World) -> None:
+    loop = world.process()
+    world.predict(60)
+    cycles(loop)
+    world.label(range(50), at=50)
+    world.label([0], at=50, label=0)
+    cycles(loop)
+    assert [row["score"] for row in world.ledger.windows("fraud")] == [0.5], "as if it had been judged before"
 
 
 def test_lost_offsets_are_told(world: World) -> None:
