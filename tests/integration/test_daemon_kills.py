@@ -99,7 +99,7 @@ class Scene:
             )
         )
         command = [sys.executable, str(CHILD), str(plan), step, str(countdown)]
-        return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
+        return subprocess.run(command, timeout=600, check=False, capture_output=True).returncode
 
     def labelled(self) -> dict[datetime, int]:
         """How many of each window's sampled rows have a label: the right answer, from what was written."""
