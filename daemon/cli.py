@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.cli_audit import add_commands
+from daemon.cli_backtest import add_backtest
 from daemon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -295,6 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_setup(commands)
     _add_running(commands)
     _add_operating(commands)
+    add_backtest(commands, _add)
     add_commands(commands, _add, _add_common)
     return parser
 

@@ -1,7 +1,7 @@
 """Promotion: the reference first, then the alias, so that no champion is ever without its reference."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from flows.rows import LabelledRows
 from flows.training import Challenger, fit_span
 from monitors.events import NAMESPACE
 from monitors.reference import Reference
-from monitors.settings import FlowSettings
+from monitors.settings import FlowSettings, ModelSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,22 +104,34 @@ def write_reference(
     settings: FlowSettings, registry: Registry, made: ModelVersion, rows: LabelledRows
 ) -> str:
     """Keep the newest training rows, and what the version itself says of them, for the monitors."""
-    trained = rows.between(rows.first_at(made.trained_from), rows.first_after(made.trained_until))
-    # A run that entered late may no longer find the training rows; the nearest ones have to do.
-    trained = trained if len(trained) else rows
-    newest = trained.between(max(0, len(trained) - settings.settings.reference_rows), len(trained))
+    newest = reference_rows(settings.settings, made, rows)
     predictions = registry.load(made.version).predict(newest.features)
-    reference = Reference.from_rows(
-        settings.model,
-        made.model_version,
-        _records(newest.features),
-        [plain_scalar(prediction) for prediction in predictions],
-        settings.settings.drift,
-    )
+    reference = make_reference(settings, made.model_version, newest, predictions)
     store = ReferenceStore(settings.registry.references_url)
     digest = store.write(settings.model, made.model_version, reference.to_bytes())
     registry.describe(made.version, {"reference_digest": digest, "reference_rows": str(len(newest))})
     return digest
+
+
+def reference_rows(settings: ModelSettings, made: ModelVersion, rows: LabelledRows) -> LabelledRows:
+    """The newest rows that a version was trained on, as many as a reference has."""
+    trained = rows.between(rows.first_at(made.trained_from), rows.first_after(made.trained_until))
+    # A run that entered late may no longer find the training rows; the nearest ones have to do.
+    trained = trained if len(trained) else rows
+    return trained.between(max(0, len(trained) - settings.reference_rows), len(trained))
+
+
+def make_reference(
+    settings: FlowSettings, model_version: str, rows: LabelledRows, predictions: Iterable[Any]
+) -> Reference:
+    """A version's reference: these rows, and what the version itself says of them."""
+    return Reference.from_rows(
+        settings.model,
+        model_version,
+        _records(rows.features),
+        [plain_scalar(prediction) for prediction in predictions],
+        settings.settings.drift,
+    )
 
 
 def bootstrap(

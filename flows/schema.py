@@ -26,10 +26,7 @@ class Schema(msgspec.Struct, frozen=True):
     def of(cls, features: "pd.DataFrame", stated: Mapping[str, ColumnType]) -> Self:
         """Read the types off the values, where `drift.types` doesn't state them."""
         return cls(
-            {
-                str(name): stated.get(str(name)) or _type_of(_values(features[name]))
-                for name in features.columns
-            }
+            {str(name): stated.get(str(name)) or _type_of(features[name]) for name in features.columns}
         )
 
     @property
@@ -53,7 +50,7 @@ class Schema(msgspec.Struct, frozen=True):
 
         rows = len(features)
         arranged = {
-            name: _arranged(_values(features[name]) if name in features else [None] * rows, type_)
+            name: _arranged(features[name] if name in features else pd.Series([None] * rows), type_)
             for name, type_ in self.columns.items()
         }
         return pd.DataFrame(arranged, columns=list(self.columns))
@@ -73,15 +70,27 @@ def _values(column: "pd.Series") -> list[Any]:
     return [value.item() if isinstance(value, np.generic) else value for value in column.tolist()]
 
 
-def _type_of(values: list[Any]) -> ColumnType:
+def _only_numbers(column: "pd.Series") -> bool:
+    """numpy's own numbers, which need no look at each value."""
+    return isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
+
+
+def _type_of(column: "pd.Series") -> ColumnType:
+    if _only_numbers(column):
+        return "numeric"
+    values = _values(column)
     known = [value for value in values if not _missing(value)]
     numeric = sum(_is_number(value) for value in known)
     return "numeric" if numeric >= _NUMERIC_SHARE * len(known) else "categorical"
 
 
-def _arranged(values: list[Any], type_: ColumnType) -> "pd.Series":
+def _arranged(column: "pd.Series", type_: ColumnType) -> "pd.Series":
     import pandas as pd
 
+    if type_ == "numeric" and _only_numbers(column):
+        floats = column.to_numpy(dtype=float)
+        return pd.Series(np.where(np.isfinite(floats), floats, np.nan))
+    values = _values(column)
     if type_ == "numeric":
         return pd.Series([_float(value) for value in values], dtype=float)
     spelled = np.empty(len(values), dtype=object)

@@ -31,7 +31,7 @@ HEAVY = {
 }
 COMMANDS = (
     *("init", "check", "deploy", "start", "status", "retrain", "silence", "rollback"),
-    *("explain", "verify", "dlq", "doctor"),
+    *("explain", "verify", "dlq", "doctor", "backtest"),
 )
 
 

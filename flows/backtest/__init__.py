@@ -1,0 +1,1 @@
+"""Backtest: a policy tried on a stream that has already happened, with nothing started and nothing kept."""

@@ -1,0 +1,150 @@
+"""What happened in a replay: windows, episodes and requests, in the order in which they came."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from flows.gate import Verdict as GateVerdict
+from monitors.episodes import Judged
+from monitors.events import Event, Kind, OffsetRange, Outcome, RetrainRequest
+from monitors.performance import Performance
+
+Action = Literal["promoted", "refused", "failed", "futile", "watched"]
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One judged window; `number` counts from 0, and `end_row` is the first row after it.
+
+    `drift_scores` are those of the drifted columns over their thresholds, so that 1 is the threshold.
+    """
+
+    number: int
+    end_row: int
+    version: str
+    key: int
+    start: datetime
+    end: datetime
+    spans: tuple[OffsetRange, ...]
+    verdict: str
+    clause: str
+    drift_share: float
+    drifted: tuple[str, ...]
+    broken: tuple[str, ...]
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One retraining request and how it ended."""
+
+    request: str
+    episode: str
+    attempt: int
+    window: int
+    reason: str
+    outcome: Outcome
+    verdict: GateVerdict | None = None
+
+
+class Episode(msgspec.Struct, kw_only=True):
+    """One episode; `change_point` is when the change is thought to have come."""
+
+    id: str
+    number: int
+    window: int
+    signal: str
+    change_point: datetime | None
+    action: Action = "watched"
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One event, and the number of the window that it was told at."""
+
+    window: int
+    event: Event
+
+
+class Happened:
+    """The ledger of a replay."""
+
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self.performances: list[Performance] = []
+        self.events: list[Told] = []
+        self.episodes: list[Episode] = []
+        self.requests: list[Asked] = []
+
+    def judge(self, judged: Judged, end_row: int) -> None:
+        """Note a window."""
+        self.windows.append(
+            Window(
+                number=len(self.windows),
+                end_row=end_row,
+                version=judged.version,
+                key=judged.key,
+                start=judged.start,
+                end=judged.end,
+                spans=judged.spans,
+                verdict=str(judged.decision.verdict),
+                clause=judged.decision.clause,
+                drift_share=judged.report.drift_share,
+                drifted=judged.report.drifted_columns,
+                broken=judged.report.broken_columns,
+            )
+        )
+
+    def tell(self, events: tuple[Event, ...]) -> None:
+        """Note events, and what they say about episodes."""
+        for event in events:
+            self.events.append(Told(self.now, event))
+            if event.kind is Kind.DRIFT_DETECTED:
+                self.episodes.append(_opened(event, self.now))
+            if event.kind is Kind.EPISODE_FUTILE:
+                self._act(event.episode, "futile")
+
+    def ask(self, request: RetrainRequest, outcome: Outcome, verdict: GateVerdict | None) -> None:
+        """Note a request that has ended."""
+        self.requests.append(
+            Asked(
+                request=request.request,
+                episode=request.episode,
+                attempt=request.attempt,
+                window=self.now,
+                reason=request.reason,
+                outcome=outcome,
+                verdict=verdict,
+            )
+        )
+        if outcome.action != "duplicate":
+            self._act(request.episode, outcome.action)
+        for episode in self.episodes:
+            if episode.id == request.episode and episode.change_point is None:
+                episode.change_point = request.suspected_since
+
+    @property
+    def now(self) -> int:
+        """The number of the newest window; -1 before the first."""
+        return len(self.windows) - 1
+
+    def count(self, action: str) -> int:
+        """How many requests ended so."""
+        return sum(asked.outcome.action == action for asked in self.requests)
+
+    def _act(self, episode: str, action: Action) -> None:
+        for one in self.episodes:
+            # What was promoted once stays so, whatever the attempts before or after it came to.
+            if one.id == episode and one.action != "promoted":
+                one.action = action
+
+
+def _opened(event: Event, window: int) -> Episode:
+    say: Callable[[str], Any] = event.payload.get
+    point = say("change_point") or say("suspected_since")
+    return Episode(
+        id=event.episode,
+        number=say("episode_number"),
+        window=window,
+        signal=say("signal") or "data",
+        change_point=datetime.fromisoformat(point) if point else None,
+    )

@@ -1,0 +1,100 @@
+"""Retraining in memory: what a request leads to, by the flow's own training, gate and registry rules."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from flows.audit import Move
+from flows.backtest.references import MemoryReferences
+from flows.errors import NotRetrainable
+from flows.evaluation import evaluate
+from flows.gate import Verdict
+from flows.promotion import make_reference, reference_rows
+from flows.registry import LoadedModel, MemoryRegistry, ModelVersion, NewModel
+from flows.rows import LabelledRows
+from flows.training import Challenger, fit_span, train
+from monitors.events import Outcome, RetrainRequest
+from monitors.settings import FlowSettings
+
+FIRST = "the first champion"
+
+
+@dataclass(frozen=True, eq=False)
+class Retrained:
+    """How a request ended; `champion` is the new one where it was promoted."""
+
+    outcome: Outcome
+    verdict: Verdict | None = None
+    champion: LoadedModel | None = None
+
+
+class Retrainer:
+    """The registry of one replay, and the one place where its requests are carried out."""
+
+    def __init__(self, settings: FlowSettings, references: MemoryReferences) -> None:
+        self._settings = settings
+        self._references = references
+        self._registry = MemoryRegistry()
+
+    def first(self, rows: LabelledRows) -> LoadedModel:
+        """Train the first champion on these rows, which are its reference too."""
+        made = self._register(fit_span(self._settings.settings, rows), FIRST)
+        return self._promote(made, rows, FIRST, "")
+
+    def carry_out(self, request: RetrainRequest, rows: LabelledRows) -> Retrained:
+        """Train on the rows known by now, and promote what the gate lets through."""
+        try:
+            return self._judged(request, rows)
+        except NotRetrainable as refusal:
+            outcome = Outcome(
+                action="refused", sentence=str(refusal), champion_before=self._registry.champion_version()
+            )
+            return Retrained(outcome)
+
+    def _judged(self, request: RetrainRequest, rows: LabelledRows) -> Retrained:
+        settings = self._settings.settings
+        if len(rows) < settings.data.min_rows:
+            raise NotRetrainable(f"only {len(rows)} labelled rows, {settings.data.min_rows} needed")
+        made = self._register(train(settings, rows, request.suspected_since), request.request)
+        evaluation = evaluate(self._settings, self._registry, made, rows)
+        verdict = evaluation.verdict
+        champion = None
+        if verdict.action == "promoted":
+            champion = self._promote(made, rows, verdict.sentence, request.request)
+        outcome = Outcome(
+            action=verdict.action,
+            sentence=verdict.sentence,
+            registry_version=made.version,
+            model_version=made.model_version if champion else "",
+            champion_before=evaluation.champion,
+            metric=verdict.metric,
+            challenger_score=verdict.challenger_score,
+            champion_score=verdict.champion_score,
+        )
+        return Retrained(outcome, verdict, champion)
+
+    def _register(self, challenger: Challenger, request: str) -> ModelVersion:
+        tags = {
+            "span": challenger.span,
+            "training_rows": str(challenger.rows),
+            "trained_from": repr(challenger.trained_from),
+            "trained_until": repr(challenger.trained_until),
+        }
+        new = NewModel(challenger.estimator, challenger.schema, request, "", tags, challenger.parameters)
+        return self._registry.register(new)
+
+    def _promote(self, made: ModelVersion, rows: LabelledRows, reason: str, request: str) -> LoadedModel:
+        """The reference first, as the flow does it."""
+        model = self._registry.load(made.version)
+        newest = reference_rows(self._settings.settings, made, rows)
+        predictions = model.predict(newest.features)
+        self._references.keep(make_reference(self._settings, made.model_version, newest, predictions))
+        move = Move(
+            action="promoted",
+            version=made.version,
+            expected=self._registry.champion_version(),
+            reason=reason,
+            at=datetime.now(UTC),
+            request=request,
+        )
+        self._registry.move(move, lambda: None)
+        return model

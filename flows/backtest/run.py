@@ -1,0 +1,79 @@
+"""`retrain-daemon backtest`: the stream read, replayed, added up and told."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from flows.backtest.facts import Facts, facts_of
+from flows.backtest.file_replay import FileReplay, Replayed
+from flows.backtest.options import Options
+from flows.backtest.progress import Progress
+from flows.backtest.schedules import Schedule, Schedules
+from flows.backtest.stream import Stream
+from flows.backtest.table import UnusableStream, read_table
+from flows.backtest.told import tell
+from flows.scoring import Metric, MetricMismatch, metric_of
+from monitors.settings import FlowSettings, ModelSettings
+
+
+def main(options: Options) -> int:
+    """Run one backtest; 0 whatever it shows, for it was asked what would have been."""
+    with Progress(sys.stderr) as progress:
+        facts = backtest(options, progress)
+    tell(facts, options)
+    return 0
+
+
+def backtest(options: Options, progress: Progress) -> Facts:
+    """What the policy would have done on the file, beside the schedules."""
+    began = time.monotonic()
+    stream = read_stream(options, options.settings.settings)
+    settings = _of_kind(options.settings, stream)
+    metric = _metric(settings.settings, stream)
+    replayed = _replayed(settings, stream, options.label_lag, progress)
+    schedules = _scheduled(settings.settings, stream, replayed, options.label_lag, progress)
+    seconds = time.monotonic() - began
+    return facts_of(stream, metric, replayed, schedules, options.drifts, seconds)
+
+
+def read_stream(options: Options, settings: ModelSettings) -> Stream:
+    """The file as a stream."""
+    stream = read_table(
+        options.file,
+        label=options.label,
+        ignore=options.ignore,
+        reference_rows=settings.reference_rows,
+        least_live=settings.window.rows or 1,
+        kind=settings.kind if options.kind_stated else None,
+    )
+    if wrong := [row for row in options.drifts if not 0 <= row < len(stream)]:
+        raise UnusableStream(f"--drift-at {wrong[0]}: {options.file} has rows 0 to {len(stream) - 1}")
+    return stream
+
+
+def _of_kind(settings: FlowSettings, stream: Stream) -> FlowSettings:
+    model = msgspec.structs.replace(settings.settings, kind=stream.kind)
+    return msgspec.structs.replace(settings, settings=model)
+
+
+def _metric(settings: ModelSettings, stream: Stream) -> Metric:
+    try:
+        return metric_of(settings.gate, stream.kind)
+    except MetricMismatch as error:
+        raise UnusableStream(f"{stream.case}: its labels look like a {stream.kind}'s: {error}") from error
+
+
+def _replayed(settings: FlowSettings, stream: Stream, label_lag: int, progress: Progress) -> Replayed:
+    with progress.step("replay", stream.live_rows) as advance:
+        return FileReplay(settings, stream, label_lag, advance).run()
+
+
+def _scheduled(
+    settings: ModelSettings, stream: Stream, replayed: Replayed, label_lag: int, progress: Progress
+) -> Sequence[Schedule]:
+    ends = list(dict.fromkeys(window.end_row for window in replayed.happened.windows))
+    schedules = Schedules(settings, stream, ends, label_lag)
+    with progress.step("schedules", schedules.cost) as advance:
+        return schedules.run(advance)
