@@ -3,7 +3,7 @@
 RUN := .venv/bin
 export DO_NOT_TRACK := true
 
-.PHONY: demo test test-slow check bench format clean
+.PHONY: demo test test-slow check bench backtest-cases format clean
 
 .venv/complete: pyproject.toml constraints.txt .ci/make-venv
 	@.ci/make-venv
@@ -27,6 +27,11 @@ check: .venv/complete
 # Ratios and medians, each of one run: no test depends on them.
 bench: .venv/complete
 	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
+
+# Streams of third parties, which are not in this repository: make backtest-cases CASES=folder, with a cases.json
+# in it. Options: ARGS="--case NAME --seeds 5 --label-lag 1 --jobs 2"
+backtest-cases: .venv/complete
+	@$(RUN)/python tests/bench/backtest_cases.py $(CASES) $(ARGS)
 
 format: .venv/complete
 	$(RUN)/ruff check --fix .

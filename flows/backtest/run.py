@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -18,24 +19,36 @@ from flows.scoring import Metric, MetricMismatch, metric_of
 from monitors.settings import FlowSettings, ModelSettings
 
 
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A policy that was tried: the stream, what it did there, the schedules beside it, and the facts."""
+
+    stream: Stream
+    replayed: Replayed
+    schedules: Sequence[Schedule]
+    facts: Facts
+
+
 def main(options: Options) -> int:
     """Run one backtest; 0 whatever it shows, for it was asked what would have been."""
     with Progress(sys.stderr) as progress:
-        facts = backtest(options, progress)
-    tell(facts, options)
+        tried = backtest(options, progress)
+    tell(tried.facts, options)
     return 0
 
 
-def backtest(options: Options, progress: Progress) -> Facts:
-    """What the policy would have done on the file, beside the schedules."""
+def backtest(options: Options, progress: Progress, known: Sequence[Schedule] | None = None) -> Tried:
+    """What the policy would have done on the file; `known` are schedules that need no computing."""
     began = time.monotonic()
     stream = read_stream(options, options.settings.settings)
     settings = _of_kind(options.settings, stream)
     metric = _metric(settings.settings, stream)
     replayed = _replayed(settings, stream, options.label_lag, progress)
-    schedules = _scheduled(settings.settings, stream, replayed, options.label_lag, progress)
+    if known is None:
+        known = _scheduled(settings.settings, stream, replayed, options.label_lag, progress)
     seconds = time.monotonic() - began
-    return facts_of(stream, metric, replayed, schedules, options.drifts, seconds)
+    facts = facts_of(stream, metric, replayed, known, options.drifts, seconds)
+    return Tried(stream, replayed, known, facts)
 
 
 def read_stream(options: Options, settings: ModelSettings) -> Stream:
