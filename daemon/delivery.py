@@ -12,6 +12,7 @@ from daemon.errors import StaleOwner
 from daemon.ledger import Ledger, LedgerError, now
 from daemon.loop import News
 from daemon.outbox import Outbox
+from daemon.ownership import Ownership
 from daemon.watcher import Watcher
 from daemon.wire.prefect import PrefectApi, PrefectError, PrefectUnavailable
 from monitors.events import Event, Kind
@@ -30,7 +31,7 @@ class Delivery:
         ledger: Ledger,
         settings: PrefectSettings,
         models: Mapping[str, object],
-        active: threading.Event,
+        owner: Ownership,
         tell: Callable[[News], None],
         retention_seconds: float,
     ) -> None:
@@ -38,7 +39,7 @@ class Delivery:
         self._ledger = ledger
         self._settings = settings
         self._models = models
-        self._active = active
+        self._owner = owner
         self._tell = tell
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
@@ -62,13 +63,13 @@ class Delivery:
         with self._api as api:
             outbox = Outbox(self._ledger, api.post_event)
             watcher = Watcher(self._ledger, api, self._settings, self._models, self._tell)
-            was_active = False
+            number = 0
             while not self._stop.is_set():
-                if self._active.is_set():
-                    if not was_active:
+                if (term := self._owner.term) is not None:
+                    if term.number != number:
                         watcher.forget()
+                        number = term.number
                     self._round(api, outbox, watcher)
-                was_active = self._active.is_set()
                 self._rest(outbox.retry_seconds)
 
     def _rest(self, retry_seconds: float) -> None:

@@ -19,3 +19,7 @@ class StaleOwner(RetrainDaemonError):
 
 class LedgerError(RetrainDaemonError):
     """The ledger could not be read or written; nothing after its last checkpoint has happened."""
+
+
+class LedgerAway(LedgerError):
+    """The ledger's server does not answer, or not as it should; it may come back."""

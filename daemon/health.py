@@ -43,6 +43,8 @@ class Health:
             return False, why
         if self._role == "joining":
             return False, "not ready: the consumer group has not said yet who reads"
+        if self._role == "waiting":
+            return False, "not ready: the ledger does not answer"
         if not self._reachable:
             return False, "not ready: Kafka does not answer"
         return True, f"ready: {self._role}"

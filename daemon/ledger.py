@@ -15,7 +15,7 @@ from daemon import ledger_tables as tables
 from daemon.errors import LedgerError as LedgerError
 from daemon.errors import StaleOwner
 from daemon.grounds import Grounds
-from daemon.ledger_database import Database
+from daemon.ledger_database import Database, insert_or
 from daemon.migrations import prepare
 from monitors.episodes import Judged, ModelState
 from monitors.events import Event, Kind, Outcome
@@ -138,12 +138,7 @@ class Ledger:
     def take_over(self, scope: str, member: str) -> int:
         """Become the owner of a consumer group's decisions; whoever was it before is stale from now on."""
         with self._database.writing() as tx:
-            row = tx.execute(sa.select(tables.owners.c.epoch).where(tables.owners.c.scope == scope)).first()
-            epoch = (row.epoch if row else 0) + 1
-            tx.execute(sa.delete(tables.owners).where(tables.owners.c.scope == scope))
-            tx.execute(
-                sa.insert(tables.owners).values(scope=scope, epoch=epoch, member=member, since=_text(now()))
-            )
+            epoch = _raise_epoch(tx, scope, member)
         self._scope, self._epoch = scope, epoch
         return epoch
 
@@ -520,6 +515,18 @@ def _text(time: datetime) -> str:
 
 def _time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
+
+
+def _raise_epoch(tx: sa.Connection, scope: str, member: str) -> int:
+    """One more than it was; several members may do this at once, and each gets a number of its own."""
+    by = {"member": member, "since": _text(now())}
+    first = insert_or(tx, tables.owners).values(scope=scope, epoch=1, **by)
+    raised = {"epoch": tables.owners.c.epoch + 1, **by}
+    tx.execute(first.on_conflict_do_update(index_elements=["scope"], set_=raised))
+    epoch: int = tx.execute(
+        sa.select(tables.owners.c.epoch).where(tables.owners.c.scope == scope)
+    ).scalar_one()
+    return epoch
 
 
 def _put(tx: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:

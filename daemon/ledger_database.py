@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql, sqlite
 
-from daemon.errors import LedgerError
+from daemon.errors import LedgerAway, LedgerError
 
 # By the beginning of SQLite's name for the error; the first that fits.
 _REMEDIES = {
@@ -26,6 +27,16 @@ _DAMAGED = (
 )
 _ANY = "check that ledger.url is reachable, writable and not full"
 BUSY_SECONDS = 30.0
+# A member that was stopped in the middle of a transaction holds what it locked for so long and no longer.
+IDLE_SECONDS = 10.0
+# What libpq is told, unless the URL says otherwise: a server that vanished is noticed.
+_LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 
 
 class Database:
@@ -37,12 +48,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = sa.engine.make_url(url)
-        if self.is_sqlite:
-            self._make_folder()
-        self._engine = sa.create_engine(self._url)
-        if self.is_sqlite:
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        self._engine = self._sqlite() if self.is_sqlite else self._server()
 
     @property
     def is_sqlite(self) -> bool:
@@ -73,15 +79,44 @@ class Database:
     @contextmanager
     def _transaction(self, writes: bool) -> Iterator[sa.Connection]:
         try:
-            with self._engine.connect().execution_options(writes=writes) as connection, connection.begin():
+            with self._connect(writes) as connection, connection.begin():
                 yield connection
         except exc.SQLAlchemyError as error:
             reason = getattr(error, "orig", None) or error
-            raise LedgerError(f"the ledger {self.shown} failed: {reason}: {_remedy(reason)}") from error
+            kind = LedgerAway if self._may_pass(error) else LedgerError
+            said = " ".join(str(reason).split())  # Postgres says it in several lines
+            raise kind(f"the ledger {self.shown} failed: {said}: {_remedy(reason)}") from error
         except msgspec.MsgspecError as error:
             raise LedgerError(
                 f"the ledger {self.shown} cannot be understood ({error}): {_DAMAGED}"
             ) from error
+
+    def _connect(self, writes: bool) -> sa.Connection:
+        options: dict[str, Any] = {"writes": writes}
+        if not writes and not self.is_sqlite:
+            options["isolation_level"] = "REPEATABLE READ"
+        return self._engine.connect().execution_options(**options)
+
+    def _may_pass(self, error: exc.SQLAlchemyError) -> bool:
+        """Whether it is about a server and its connections, and not about what was asked of it."""
+        passing = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError)
+        return not self.is_sqlite and isinstance(error, passing)
+
+    def _sqlite(self) -> sa.Engine:
+        self._make_folder()
+        engine = sa.create_engine(self._url)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _server(self) -> sa.Engine:
+        libpq = self._url.get_driver_name() in ("psycopg", "psycopg2")
+        told = {name: value for name, value in _LIBPQ.items() if libpq and name not in self._url.query}
+        # Asked before it is used: a connection from before the server's restart is no error of ours.
+        engine = sa.create_engine(self._url, pool_pre_ping=True, connect_args=told)
+        if self._url.get_backend_name() == "postgresql":
+            sa.event.listen(engine, "connect", _prepare_postgres)
+        return engine
 
     def _make_folder(self) -> None:
         file = self._url.database or ""
@@ -94,6 +129,11 @@ class Database:
                 f"the ledger's folder {Path(file).parent} cannot be made ({error.strerror}): "
                 "make it, writable for this user, or name another ledger.url"
             ) from error
+
+
+def insert_or(tx: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT that can be told what to do `on_conflict`, the same for SQLite and Postgres."""
+    return (sqlite if tx.dialect.name == "sqlite" else postgresql).insert(table)
 
 
 def _remedy(reason: object) -> str:
@@ -112,6 +152,14 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     # FULL: a checkpoint that Kafka's commit follows must survive a power cut.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+def _prepare_postgres(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS * 1_000:.0f}ms'")
+    cursor.execute(f"SET lock_timeout = '{BUSY_SECONDS * 1_000:.0f}ms'")
+    cursor.close()
+    connection.commit()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

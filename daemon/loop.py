@@ -11,8 +11,11 @@ from typing import Literal, Protocol
 import msgspec
 import structlog
 
+from daemon.errors import LedgerAway, StaleOwner
 from daemon.grounds import Grounds, JudgedBy, rows_digest
 from daemon.ledger import Checkpoint, Ledger, Position, now
+from daemon.notices import data_lost, data_stalled, place
+from daemon.ownership import Ownership
 from daemon.ports import Assignment, DeadLetters, OffsetLoss, Source
 from monitors.drift import WindowRows
 from monitors.episodes import Circumstances, Judged
@@ -34,6 +37,8 @@ log = structlog.get_logger()
 
 # A partition with unread records that gives none for so long is stalled, or Kafka is gone.
 STALL_SECONDS = 120.0
+# How long a ledger that does not answer is left alone.
+LEDGER_SECONDS = 1.0
 
 
 class RequestEnded(msgspec.Struct, frozen=True):
@@ -87,7 +92,7 @@ class Reviews(Protocol):
         """Confirm this window; `wanted`: something was told about it, so draw its report too."""
 
 
-Role = Literal["joining", "standby", "owner"]
+Role = Literal["joining", "standby", "waiting", "owner"]
 
 
 class Observer:
@@ -129,7 +134,7 @@ class Loop:
     ) -> None:
         self.settings = settings
         self.news: SimpleQueue[News] = SimpleQueue()
-        self.owner = threading.Event()
+        self.owner = Ownership()
         self._source = source
         self._decoder = decoder
         self._dead_letters = dead_letters
@@ -139,6 +144,7 @@ class Loop:
         self._observer = observer or Observer()
         self._judged_by = {name: JudgedBy.of(model) for name, model in settings.models.items()}
         self._role: Role = "joining"
+        self._given = Assignment(())
         self._monitor: Monitor | None = None
         self._origin = ""
         self._next: dict[Partition, int] = {}
@@ -157,15 +163,27 @@ class Loop:
         while not stop.is_set():
             self.run_once()
             self._observer.cycled(self._role, self._source.reachable(), self._lags())
-        if self._monitor is not None:
-            self._checkpoint(Result())
+        self._keep_the_rest()
         log.info("loop_stopped")
 
     def run_once(self, timeout_seconds: float = 0.5) -> Result:
         """One cycle. Nothing counts as read before everything it led to is in the ledger."""
+        try:
+            return self._cycle(timeout_seconds)
+        except StaleOwner as error:
+            self._step_down(error)
+        except LedgerAway as error:
+            self._wait_for_ledger(error)
+        return Result()
+
+    def _cycle(self, timeout_seconds: float) -> Result:
         raws = self._source.poll(timeout_seconds)
         if (assignment := self._source.assignment()) is not None:
+            self._given = assignment
             self._take_over(assignment)
+            raws = ()
+        elif self._role == "waiting":
+            self._take_over(self._given)
             raws = ()
         if self._monitor is None:
             return Result()
@@ -189,8 +207,7 @@ class Loop:
     def _take_over(self, assignment: Assignment) -> None:
         """Raise the epoch first, so that whoever had it can write no more, then go on from there."""
         if not assignment.partitions:
-            self._monitor, self._role = None, "standby"
-            self.owner.clear()
+            self._stand_by()
             log.info("member_standby", group=self.settings.group)
             return
         epoch = self._ledger.take_over(self.settings.group, self.settings.member)
@@ -205,6 +222,7 @@ class Loop:
             for partition in assignment.partitions
             if partition in restored.positions
         }
+        self._source.losses()  # what was found gone before belongs to a state that was dropped
         self._next = dict(self._source.seek(owned))
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
@@ -217,8 +235,33 @@ class Loop:
         # Before anything is read: where "latest" was is now written down.
         self._checkpoint(Result())
         self._role = "owner"
-        self.owner.set()
+        self.owner.begin(self.settings.models)
         log.info("member_active", group=self.settings.group, epoch=epoch, partitions=len(self._next))
+
+    def _stand_by(self, role: Role = "standby") -> None:
+        self._monitor, self._role = None, role
+        self.owner.end()
+
+    def _step_down(self, error: StaleOwner) -> None:
+        """
+        Forget everything since the last checkpoint, which is another member's business, and carry on.
+
+        This one was away for longer than its session and may not know it yet: the group has to say.
+        """
+        log.warning("member_fenced", group=self.settings.group, error=str(error))
+        self._stand_by()
+        self._source.rejoin()
+
+    def _wait_for_ledger(self, error: LedgerAway) -> None:
+        """
+        Keep the place in the group, forget everything since the last checkpoint, and try again.
+
+        Nobody knows whether a transaction that broke off was written: only the ledger, once it is back.
+        """
+        if self._role != "waiting":
+            log.error("ledger_away", error=str(error))
+        self._stand_by("waiting")
+        time.sleep(LEDGER_SECONDS)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -271,27 +314,14 @@ class Loop:
 
     def _hear_losses(self, losses: Sequence[OffsetLoss]) -> None:
         for loss in losses:
-            where = f"{loss.partition.topic}/{loss.partition.index}"
-            log.error("records_lost", partition=where, expected=loss.expected, available=loss.available)
+            where, expected, available = place(loss.partition), loss.expected, loss.available
+            log.error("records_lost", partition=where, expected=expected, available=available)
             # A checkpoint must never point back in front of what is gone.
             self._next[loss.partition] = max(self._next.get(loss.partition, 0), loss.available)
             if loss.available < loss.expected:
                 self._next[loss.partition] = loss.available
             self._moved.add(loss.partition)
-            self._pending += [
-                Event(
-                    kind=Kind.DATA_LOST,
-                    model=model,
-                    subject=f"{self._origin}|{model}|{where}|{loss.expected}|{loss.available}",
-                    payload={
-                        "topic": loss.partition.topic,
-                        "partition": loss.partition.index,
-                        "expected": loss.expected,
-                        "available": loss.available,
-                    },
-                )
-                for model in self.settings.models
-            ]
+            self._pending += data_lost(self._origin, self.settings.models, loss)
 
     def _notice_stalls(self) -> None:
         """Tell once of a partition that has records which do not come."""
@@ -304,25 +334,10 @@ class Loop:
             stalled = not told and partition not in done and now_ - since > STALL_SECONDS
             self._behind[partition] = (at, since, told or stalled)
             if stalled:
-                self._tell_stall(partition, offset)
-
-    def _tell_stall(self, partition: Partition, offset: int) -> None:
-        where = f"{partition.topic}/{partition.index}"
-        log.error("partition_stalled", partition=where, next_offset=offset)
-        self._pending += [
-            Event(
-                kind=Kind.DATA_STALLED,
-                model=model,
-                subject=f"{self._origin}|{model}|{where}|{offset}",
-                payload={
-                    "topic": partition.topic,
-                    "partition": partition.index,
-                    "next_offset": offset,
-                    "seconds": STALL_SECONDS,
-                },
-            )
-            for model in self.settings.models
-        ]
+                log.error("partition_stalled", partition=place(partition), next_offset=offset)
+                self._pending += data_stalled(
+                    self._origin, self.settings.models, partition, offset, STALL_SECONDS
+                )
 
     def _hear_news(self, monitor: Monitor) -> None:
         while True:
@@ -395,6 +410,17 @@ class Loop:
         return around
 
     # --- keeping ---------------------------------------------------------------------------------
+
+    def _keep_the_rest(self) -> None:
+        """The last checkpoint before the end, if there is anything to keep that is ours."""
+        if self._monitor is None:
+            return
+        try:
+            self._checkpoint(Result())
+        except StaleOwner as error:
+            log.warning("member_fenced", group=self.settings.group, error=str(error))
+        except LedgerAway as error:
+            log.error("ledger_away", error=str(error))
 
     def _checkpoint(self, result: Result) -> None:
         """Dead letters first, then everything at once, then Kafka's offsets, which nothing depends on."""

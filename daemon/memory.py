@@ -101,6 +101,9 @@ class MemorySource:
         self._next = {}
         return Assignment(self._told or ())
 
+    def rejoin(self) -> None:
+        self._told, self._next, self._news = None, {}, False
+
     def seek(self, offsets: Mapping[Partition, int]) -> Mapping[Partition, int]:
         for partition in self._told or ():
             first, end = self._log.bounds(partition)

@@ -33,6 +33,9 @@ class Source(Protocol):
 
     def poll(self, timeout_seconds: float) -> Sequence[RawRecord]: ...
     def assignment(self) -> Assignment | None: ...
+    def rejoin(self) -> None:
+        """Own nothing until the group has said anew what is ours; `assignment` tells it, whatever it is."""
+
     def seek(self, offsets: Mapping[Partition, int]) -> Mapping[Partition, int]:
         """
         Go on from these next offsets; owned partitions not named start where `kafka.start` says.

@@ -12,7 +12,7 @@ import structlog
 
 from daemon.engines import StoredEngines
 from daemon.evidently_worker import EvidentlyFailed
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, LedgerError
 from daemon.loop import ScoresDisputed
 from daemon.wire.references import file_name_of
 from monitors.confirmation import Disagreement, confirm
@@ -129,7 +129,12 @@ class EvidentlyReviews:
 
     def _draw_missing(self) -> None:
         """A crash between a decision and its report leaves a link to nothing: read the rows again."""
-        for judged in self._ledger.reported(MENDED_WINDOWS):
+        try:
+            reported = self._ledger.reported(MENDED_WINDOWS)
+        except LedgerError as error:
+            log.warning("reports_not_mended", error=str(error))
+            return
+        for judged in reported:
             if self._stop.is_set():
                 return
             name = report_name(judged.model, judged.version, judged.key)

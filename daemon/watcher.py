@@ -81,7 +81,7 @@ class Watcher:
             self._look_at_serving(request)
 
     def forget(self) -> None:
-        """Another member owned the requests meanwhile: look at all of them anew."""
+        """Look at everything anew: another member was the owner, or what was told was lost with a term."""
         self._told.clear()
         self._champions.clear()
 

@@ -1,17 +1,26 @@
-"""A broker for the whole session, and the count of what really ran against what."""
+"""Servers for the whole session, and the count of what really ran against what."""
 
+import contextlib
 import itertools
 import logging
 import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from daemon.logs import _CHATTY
-from daemon.wire.local_kafka import LocalKafka, java_and_maven
+from daemon.wire.local_kafka import LocalKafka, free_port, java_and_maven
 from daemon.wire.local_prefect import LocalPrefectServer
 from daemon.wire.prefect import PrefectApi
 from monitors.records import Partition
@@ -156,6 +165,136 @@ def prefect_api(prefect_server: LocalPrefectServer) -> Iterator[PrefectApi]:
     """A connection of the test's own."""
     with PrefectApi() as api:
         yield api
+
+
+# --- a Postgres, for ledgers that several members share -----------------------------------------------
+
+
+def _postgres_binaries() -> Path | None:
+    """Where `initdb` and `postgres` are; Debian keeps them out of the search path."""
+    found = shutil.which("postgres")
+    places = [Path(found).parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((one for one in places if (one / "initdb").exists()), None)
+
+
+class LocalPostgres:
+    """A Postgres on loopback, in a folder of its own, that a test may kill and start again."""
+
+    START_SECONDS = 60.0
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        self._folder = Path(tempfile.mkdtemp(prefix="retrain-daemon-postgres-"))
+        self._owner = self._not_root()
+        self.port = free_port()
+        self._log = self._folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "LocalPostgres":
+        data = self._folder / "data"
+        if not data.exists():
+            choices = ("--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "--no-sync")
+            made = self._run("initdb", "-D", str(data), *choices)
+            assert made.wait(self.START_SECONDS) == 0, self._log.read_text()
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(self._folder),
+            "fsync": "off",  # a killed process loses nothing by it
+        }
+        chosen = [f"--{name}={value}" for name, value in settings.items()]
+        self._process = self._run("postgres", "-D", str(data), "-p", str(self.port), *chosen)
+        self._wait()
+        return self
+
+    def kill(self) -> None:
+        """End it at once, all connections with it, and nothing written down in peace."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(self.START_SECONDS)
+            self._process = None
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://tester@127.0.0.1:{self.port}/{database}"
+
+    def database(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"test_{uuid.uuid4().hex[:8]}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        engine = sa.create_engine(self.url(database), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            connection.execute(sa.text(statement))
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [str(self._binaries / program), *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+                start_new_session=True,
+                **self._owner,
+            )
+
+    def _not_root(self) -> dict[str, Any]:
+        """Postgres refuses to be run by root: then it is run by the user of Debian's package, or nobody."""
+        if os.geteuid() != 0:
+            return {}
+        users = {user.pw_name: user for user in pwd.getpwall()}
+        user = users.get("postgres") or users["nobody"]
+        os.chown(self._folder, user.pw_uid, user.pw_gid)
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self.START_SECONDS
+        while True:
+            assert self._process is not None and self._process.poll() is None, self._log.read_text()
+            with contextlib.suppress(sa.exc.OperationalError):
+                self.execute("SELECT 1")
+                return
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[LocalPostgres]:
+    """A real Postgres for the session, where its programs are."""
+    if (binaries := _postgres_binaries()) is None:
+        pytest.skip("needs Postgres (Debian: apt-get install postgresql)")
+    server = LocalPostgres(binaries)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[LocalPostgres]:
+    """One that the test may kill."""
+    if (binaries := _postgres_binaries()) is None:
+        pytest.skip("needs Postgres (Debian: apt-get install postgresql)")
+    server = LocalPostgres(binaries)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new ledger's URL, on each database that one may be on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    server: LocalPostgres = request.getfixturevalue("postgres")
+    return server.database()
 
 
 # --- what ran against what ---------------------------------------------------------------------------

@@ -153,6 +153,10 @@ class KafkaSource:
         self._next, self._ends, self._held = {}, {}, frozenset()
         return Assignment(tuple(sorted(self._partitions.values())))
 
+    def rejoin(self) -> None:
+        self._owned.change(frozenset())
+        self._consumer._coordinator.request_rejoin()
+
     def seek(self, offsets: Mapping[Partition, int]) -> Mapping[Partition, int]:
         with translated(self._settings):
             first, end = self._bounds(tuple(self._partitions))

@@ -131,6 +131,19 @@ def polled(source: Source) -> Iterator[None]:
         polling.result()
 
 
+def until_settled(source: Source) -> list[Assignment]:
+    """Poll until partitions are assigned; everything that was heard on the way."""
+    heard: list[Assignment] = []
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (heard and heard[-1].partitions) and time.monotonic() < deadline:
+        records = source.poll(0.3)
+        if (news := source.assignment()) is not None:
+            heard.append(news)
+        else:
+            assert records == [], "a record before anybody said where to start"
+    return heard
+
+
 def read(source: Source, count: int) -> list[RawRecord]:
     """Poll until there are so many records, or too long."""
     records: list[RawRecord] = []
@@ -270,6 +283,21 @@ def test_the_standby_takes_over_when_the_active_member_leaves(world: Any, join: 
     assert taken.partitions == (Partition(topic, 0),)
     standby.seek({})
     assert values(read(standby, 1)) == [b"1"]
+
+
+def test_who_joins_anew_owns_nothing_until_it_is_told(world: Any, join: Any) -> None:
+    topic = world.topic(2)
+    world.produce(topic, [b"0", b"1"])
+    source = join(world.settings(topic=topic))
+    (before,) = until_assigned(source)
+    source.seek({})
+    assert len(read(source, 2)) == 2
+    source.rejoin()
+    world.produce(topic, [b"2"])
+    heard = [news for news in until_settled(source) if news.partitions]
+    assert heard == [before], "told again, though it is the same"
+    source.seek({Partition(topic, 0): 1})
+    assert values(read(source, 2)) == [b"1", b"2"]
 
 
 def test_offsets_gone_before_the_start_are_a_loss(world: Any, join: Any) -> None:

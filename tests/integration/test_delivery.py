@@ -2,9 +2,11 @@
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from daemon.delivery import Delivery
 from daemon.ledger import Checkpoint, Ledger, RequestRow, now
 from daemon.loop import News, RequestEnded
 from daemon.outbox import Outbox
+from daemon.ownership import Ownership
 from daemon.watcher import Watcher
 from daemon.wire.local_prefect import LocalPrefectServer
 from daemon.wire.names import claim_variable, full_deployment_name
@@ -146,6 +149,24 @@ def test_a_request_is_confirmed_by_its_claim_and_ends_with_its_outcome(deliverin
     delivering.watcher.look()
     delivering.watcher.look()
     assert delivering.news == [RequestEnded(delivering.model, delivering.request, outcome)], "told once"
+
+
+def test_an_outcome_that_was_lost_with_a_term_is_told_again(delivering: Delivering) -> None:
+    """A member that is fenced, or given other partitions, drops what it has not written down."""
+    outcome = Outcome(action="refused", sentence="no better", run=str(uuid.uuid4()))
+    delivering.outbox.deliver()
+    delivering.claim(outcome.run, outcome)
+    owner, news = Ownership(), SimpleQueue[News]()
+    models = {delivering.model: None}
+    delivery = Delivery(delivering.ledger, delivering.settings, models, owner, news.put, 3_600.0)
+    delivery.start()
+    try:
+        owner.begin(models)
+        assert news.get(timeout=60) == RequestEnded(delivering.model, delivering.request, outcome)
+        owner.begin(models)  # so soon that nobody saw it end
+        assert news.get(timeout=60) == RequestEnded(delivering.model, delivering.request, outcome)
+    finally:
+        delivery.close()
 
 
 def test_an_event_that_got_lost_is_posted_again_as_it_was(delivering: Delivering) -> None:

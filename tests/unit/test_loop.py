@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from daemon.engines import StoredEngines
-from daemon.errors import StaleOwner
 from daemon.evidently_worker import EvidentlyWorker
 from daemon.ledger import Checkpoint, Ledger
 from daemon.loop import ChampionMoved, Loop, LoopSettings, RequestEnded
@@ -68,7 +67,8 @@ class Letters(MemoryDeadLetters):
 class World:
     """What outlives a process: the log, the ledger's file, the references."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
         self.log = MemoryLog()
         self.log.create("predictions")
         self.log.create("labels")
@@ -77,10 +77,11 @@ class World:
         self.reviews = NoReviews()
         self.kafka = KafkaSettings(labels_topic="labels", start="earliest")
         self._rows = 0
+        self._ledgers: list[Ledger] = []
 
     def process(self, labels_topic: str = "labels") -> Loop:
         """A new process on the same world."""
-        ledger = Ledger(f"sqlite:///{self.folder / 'ledger.db'}")
+        ledger = Ledger(self.url)
         store = ReferenceStore(str(self.folder / "references"))
         models = {"fraud": MODEL}
         settings = LoopSettings(
@@ -94,6 +95,7 @@ class World:
         )
         fields = {"predictions": FieldSettings(), "labels": FieldSettings()}
         self.ledger = ledger
+        self._ledgers.append(ledger)
         return Loop(
             settings,
             MemorySource(self.log, msgspec.structs.replace(self.kafka, labels_topic=labels_topic)),
@@ -127,6 +129,10 @@ class World:
     def garbage(self, value: bytes) -> None:
         self.log.append(P0, value, timestamp_ms=int(START.timestamp() * 1000))
 
+    def close(self) -> None:
+        for ledger in self._ledgers:
+            ledger.close()
+
     def told(self) -> list[str]:
         return [row["kind"].removeprefix("retrain-daemon.") for row in self.ledger.events()]
 
@@ -137,10 +143,10 @@ def cycles(loop: Loop, count: int = 6) -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+def world(tmp_path: Path, ledger_url: str) -> Iterator[World]:
+    made = World(tmp_path, ledger_url)
     yield made
-    made.ledger.close()
+    made.close()
 
 
 def verdicts(world: World) -> list[str]:
@@ -308,12 +314,37 @@ def test_a_stale_owner_writes_nothing_more(world: World) -> None:
     world.predict(60)
     cycles(loop)
     before = world.ledger.evidence("fraud")
-    other = Ledger(f"sqlite:///{world.folder / 'ledger.db'}")
+    other = Ledger(world.url)
     other.take_over("g", "other")
     world.predict(60)
-    with pytest.raises(StaleOwner):
-        cycles(loop)
+    loop.run_once(timeout_seconds=0.01)
     assert other.evidence("fraud") == before
+    assert not loop.owner.is_set()
+    other.close()
+
+
+def test_a_member_that_was_fenced_asks_its_group_anew_and_goes_on(world: World) -> None:
+    loop = world.process()
+    world.predict(130)
+    cycles(loop)
+    other = Ledger(world.url)
+    other.take_over("g", "a member that came too late")
+    other.close()
+    world.predict(70)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    assert loop.owner.is_set(), "the group says that it is still the one that reads"
+    assert verdicts(world) == ["learning", "learning", "calm", "calm", "drifted", "drifted"]
+    assert [judged.seen for judged in world.ledger.evidence("fraud")] == [50] * 6
+
+
+def test_a_member_that_is_stopped_when_it_was_fenced_leaves_in_peace(world: World) -> None:
+    loop = world.process()
+    world.predict(60)
+    cycles(loop)
+    other = Ledger(world.url)
+    other.take_over("g", "other")
+    loop.run(_StopAfter(0))  # type: ignore[arg-type]
     other.close()
 
 

@@ -157,7 +157,7 @@ def test_a_standby_is_ready_and_leaves_the_telling_to_the_owner(watched: Any) ->
     standby.cycles()
     for member, role in ((owner, "owner"), (standby, "standby")):
         assert member.get("/readyz")[::2] == (200, f"ready: {role}\n")
-        roles = {"joining": 0, "owner": 0, "standby": 0} | {role: 1}
+        roles = {"joining": 0, "owner": 0, "standby": 0, "waiting": 0} | {role: 1}
         assert member.samples("role") == {(one,): value for one, value in roles.items()}
     assert owner.samples("requests") and owner.samples("kafka_lag_records")
     for name in ("requests", "stage", "prefect_reachable", "kafka_lag_records"):
