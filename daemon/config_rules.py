@@ -80,6 +80,9 @@ RANGES = {
     "models.*.gate.confidence": PART,
     "models.*.gate.resamples": ENOUGH_RESAMPLES,
     "models.*.gate.min_holdout_rows": FROM_1,
+    "models.*.gate.margin": FROM_0,
+    "models.*.gate.segment_margin": FROM_0,
+    "models.*.gate.min_segment_rows": FROM_1,
 }
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from flows.gate import Holdout, Verdict, judge, refusal
+from flows.gate import Holdout, judge
 from flows.registry import ModelUnloadable, ModelVersion, Registry, RegistryUnavailable
 from flows.rows import LabelledRows
 from flows.scoring import Answers, metric_of
+from flows.verdict import Verdict, refusal
 from monitors.settings import FlowSettings
 
 LOGGED = "logged predictions"
@@ -49,7 +50,7 @@ def evaluate(
         model.gate,
         model.kind,
         Holdout(holdout.labels, holdout.event_times),
-        challenger,
+        [challenger],
         rival,
         trained_until=made.trained_until,
         seed=model.training.seed,

@@ -1,13 +1,14 @@
-"""The gate: may this challenger take the champion's place, judged on the same later, unseen rows?"""
+"""The gate: may one of these challengers take the champion's place, judged on the same later, unseen rows?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import msgspec
 import numpy as np
 
+from flows.certainty import Bounds, bounds
 from flows.scoring import (
+    MIN_CLASS_ROWS,
+    MIN_DIFFERING_ROWS,
     Answers,
     Floats,
     Metric,
@@ -16,15 +17,11 @@ from flows.scoring import (
     differing_rows,
     metric_of,
     numbers,
-    score,
-    scorer,
+    row_values,
 )
+from flows.segments import regressions
+from flows.verdict import Check, Standing, Verdict, comparison, plain, refusal
 from monitors.settings import GateSettings
-
-# Below this the bootstrap of a few one-sided rows claims a certainty that a sign test would not.
-MIN_DIFFERING_ROWS = 8
-MIN_CLASS_ROWS = 5
-_CELLS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,101 +32,83 @@ class Holdout:
     event_times: Floats
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One condition and whether it held; `detail` has the numbers."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What the gate says, and every number it says it from.
-
-    `low` and `high` bound the improvement over the champion, positive being better whatever the
-    metric; `low` is the one-sided bound at the asked confidence.
-    """
-
-    action: Literal["promoted", "refused"]
-    sentence: str
-    metric: str
-    rows: int = 0
-    challenger_score: float | None = None
-    champion_score: float | None = None
-    champion: str = ""
-    low: float | None = None
-    high: float | None = None
-    checks: tuple[Check, ...] = ()
-
-
 def judge(
     settings: GateSettings,
     kind: str,
     holdout: Holdout,
-    challenger: Answers,
+    challengers: Sequence[Answers],
     champion: Answers | None,
     *,
     trained_until: float,
+    segments: Values | None = None,
     seed: int = 0,
+    tried: int = 0,
 ) -> Verdict:
     """
     Promote only a challenger that is surely better; whatever is not sure keeps the champion.
 
-    Both models answer the same rows, all later than `trained_until`, the last event time that the
-    challenger was trained on. The challenger's own lower bound must reach the floor, and the lower
-    bound of the paired improvement must be above zero. Without a champion the floor alone decides.
+    All models answer the same rows, all later than `trained_until`, the last event time that any
+    challenger was trained on. The lower bound of the paired improvement, good for all challengers at
+    once, must be above zero (above `-margin` for non-inferiority), a challenger's own lower bound must
+    reach the floor, and it must be surely worse in none of the `segments` (one per row, None: of none).
+    Of those that show all this the best scored is chosen. Without a champion the floor alone decides.
+
+    `tried` is how many candidates there were, if some were dropped for their answers to these rows.
     """
     metric = metric_of(settings, kind)
-    checks = list(_preconditions(settings, metric, holdout, challenger, champion, trained_until))
-    if failed := next((check for check in checks if not check.passed), None):
-        return refusal(metric, failed.detail, rows=len(holdout.labels), checks=checks)
-    contest = _contest(settings, metric, holdout.labels, challenger, champion, seed)
-    checks += _outcomes(settings, metric, contest)
-    failed = next((check for check in checks if not check.passed), None)
-    return Verdict(
-        action="refused" if failed else "promoted",
-        sentence=failed.detail if failed else _sentence(contest),
-        metric=metric,
-        rows=len(holdout.labels),
-        challenger_score=contest.challenger,
-        champion_score=contest.champion,
-        champion=champion.source if champion else "",
-        low=contest.low,
-        high=contest.high,
-        checks=tuple(checks),
-    )
+    contest = _Contest(settings, metric, holdout, champion, segments, seed, max(tried, len(challengers)))
+    common = tuple(_preconditions(contest, trained_until))
+    if failed := next((check for check in common if not check.passed), None):
+        return refusal(metric, failed.detail, rows=len(holdout.labels), checks=common)
+    standings = _standings(contest, challengers)
+    return _verdict(contest, common, standings)
 
 
-def refusal(metric: str, sentence: str, *, rows: int = 0, checks: Sequence[Check] = ()) -> Verdict:
-    """A verdict for want of something to judge; the champion stays."""
-    told = tuple(checks) or (Check("judgeable", False, sentence),)
-    return Verdict(action="refused", sentence=sentence, metric=metric, rows=rows, checks=told)
+@dataclass(frozen=True, eq=False)
+class _Contest:
+    """What every candidate meets alike."""
+
+    settings: GateSettings
+    metric: Metric
+    holdout: Holdout
+    champion: Answers | None
+    segments: Values | None
+    seed: int
+    tried: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.holdout.labels)
+
+    @property
+    def sign(self) -> float:
+        """What turns a difference of scores into an improvement."""
+        return -1.0 if self.metric == "mae" else 1.0
+
+    def values(self, answers: Answers) -> Floats:
+        """Per row; their mean is the score."""
+        return row_values(self.metric, self.holdout.labels, answers)
+
+    def bounds(self, rows: Sequence[Floats]) -> Bounds:
+        settings = self.settings
+        return bounds(np.stack(rows), settings.confidence, settings.resamples, self.seed, self.tried)
 
 
 # What must hold before anything is compared
 
 
-def _preconditions(
-    settings: GateSettings,
-    metric: Metric,
-    holdout: Holdout,
-    challenger: Answers,
-    champion: Answers | None,
-    trained_until: float,
-) -> Iterator[Check]:
-    rows, needed = len(holdout.labels), settings.min_holdout_rows
+def _preconditions(contest: _Contest, trained_until: float) -> Iterator[Check]:
+    rows, needed = contest.rows, contest.settings.min_holdout_rows
     enough = rows >= max(needed, 1)
     yield Check("rows", enough, f"{'' if enough else 'only '}{rows} holdout rows, {needed} needed")
     if not enough:
         return
-    later = bool(holdout.event_times.min() > trained_until)
+    later = bool(contest.holdout.event_times.min() > trained_until)
     yield Check("later", later, f"the holdout is {'' if later else 'not '}later than the training rows")
-    if metric in ("balanced_accuracy", "auc"):
-        yield _classes(metric, holdout.labels)
-    for role, answers in (("challenger", challenger), ("champion", champion)):
-        if answers is not None:
-            yield _answered(metric, role, rows, answers)
+    if contest.metric in ("balanced_accuracy", "auc"):
+        yield _classes(contest.metric, contest.holdout.labels)
+    if contest.champion is not None:
+        yield _answered(contest.metric, "champion", rows, contest.champion)
 
 
 def _classes(metric: Metric, labels: Values) -> Check:
@@ -160,115 +139,190 @@ def _answered(metric: Metric, role: str, rows: int, answers: Answers) -> Check:
     return Check(name, not unknown, f"the {role} has no usable answer for {unknown} of {rows} rows")
 
 
-# The paired bootstrap
+def _signature(challenger: Answers, champion: Answers) -> Check:
+    """Whoever calls the champion goes on calling: what it reads must be read, what it answers answered."""
+    lacks = [*_missing_columns(challenger, champion), *_missing_classes(challenger, champion)]
+    detail = (
+        f"{challenger.source} {' and '.join(lacks)}" if lacks else "reads and answers what the champion does"
+    )
+    return Check("signature", not lacks, detail)
 
 
-@dataclass(frozen=True)
-class _Contest:
-    """Scores of both on the same resamples, summed up; improvements are positive when better."""
-
-    challenger: float
-    challenger_bound: float
-    champion: float | None
-    differing: int
-    low: float | None
-    high: float | None
+def _missing_columns(challenger: Answers, champion: Answers) -> Iterator[str]:
+    if challenger.columns is None or champion.columns is None:
+        return
+    if missing := [name for name in champion.columns if name not in challenger.columns]:
+        yield f"does not read {_named(missing)}, as the champion does"
+    for name, type_ in champion.columns.items():
+        if challenger.columns.get(name, type_) != type_:
+            yield f"reads {name} as {challenger.columns[name]}, the champion as {type_}"
 
 
-def _contest(
-    settings: GateSettings,
-    metric: Metric,
-    labels: Values,
-    challenger: Answers,
-    champion: Answers | None,
-    seed: int,
-) -> _Contest:
-    tail = 1.0 - settings.confidence
-    ours = scorer(metric, labels, challenger)
-    theirs = scorer(metric, labels, champion) if champion else None
-    drawn = [
-        (ours(counts), theirs(counts) if theirs else None)
-        for counts in _resamples(len(labels), settings.resamples, seed)
-    ]
-    ours_drawn = np.concatenate([one for one, _ in drawn])
-    sign = -1.0 if metric == "mae" else 1.0
-    low = high = None
-    if theirs:
-        gains = sign * (ours_drawn - np.concatenate([other for _, other in drawn if other is not None]))
-        low = float(np.quantile(gains, tail, method="lower"))
-        high = float(np.quantile(gains, 1.0 - tail, method="higher"))
-    bound = np.quantile(sign * ours_drawn, tail, method="lower")
-    return _Contest(
-        challenger=score(metric, labels, challenger),
-        challenger_bound=float(sign * bound),
-        champion=score(metric, labels, champion) if champion else None,
-        differing=differing_rows(metric, challenger, champion) if champion else 0,
-        low=low,
-        high=high,
+def _missing_classes(challenger: Answers, champion: Answers) -> Iterator[str]:
+    if challenger.classes is None or champion.classes is None:
+        return
+    if missing := [name for name in champion.classes if name not in challenger.classes]:
+        yield f"never answers {_named(missing)}, as the champion does"
+
+
+def _named(names: Sequence[str], most: int = 5) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+# The comparison
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """One candidate's numbers; improvements are positive when better."""
+
+    answers: Answers
+    score: float
+    worst: float
+    champion: float | None = None
+    differing: float = 0.0
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def told(self) -> str:
+        return comparison(self.score, self.champion, self.low, self.high)
+
+
+def _standings(contest: _Contest, challengers: Sequence[Answers]) -> tuple[Standing, ...]:
+    entries = [tuple(_entry(contest, challenger)) for challenger in challengers]
+    able = [all(check.passed for check in checks) for checks in entries]
+    fit = [challenger for challenger, fits in zip(challengers, able, strict=True) if fits]
+    measured = iter(_measured(contest, fit) if fit else ())
+    return tuple(
+        _standing(contest, checks, next(measured))
+        if fits
+        else Standing(source=challenger.source, checks=checks)
+        for challenger, checks, fits in zip(challengers, entries, able, strict=True)
     )
 
 
-def _resamples(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Counts of drawn rows, some resamples at a time so that memory stays small."""
-    random = np.random.default_rng(seed)
-    left = resamples
-    while left > 0:
-        many = min(left, max(1, _CELLS // rows))
-        cells = random.integers(0, rows, (many, rows)) + np.arange(many)[:, None] * rows
-        yield np.bincount(cells.ravel(), minlength=many * rows).reshape(many, rows).astype(float)
-        left -= many
+def _entry(contest: _Contest, challenger: Answers) -> Iterator[Check]:
+    if contest.champion is not None:
+        yield _signature(challenger, contest.champion)
+    yield _answered(contest.metric, "challenger", contest.rows, challenger)
+
+
+def _measured(contest: _Contest, challengers: Sequence[Answers]) -> Iterator[_Measured]:
+    values = [contest.values(challenger) for challenger in challengers]
+    own = contest.bounds(values)
+    worst = own.high if contest.metric == "mae" else own.low
+    if contest.champion is None:
+        for place, challenger in enumerate(challengers):
+            yield _Measured(challenger, float(own.means[place]), float(worst[place]))
+        return
+    rival = contest.values(contest.champion)
+    gains = contest.bounds([contest.sign * (ours - rival) for ours in values])
+    for place, challenger in enumerate(challengers):
+        yield _Measured(
+            challenger,
+            float(own.means[place]),
+            float(worst[place]),
+            champion=float(rival.mean()),
+            differing=differing_rows(contest.metric, contest.holdout.labels, challenger, contest.champion),
+            low=float(gains.low[place]),
+            high=float(gains.high[place]),
+        )
+
+
+def _standing(contest: _Contest, entry: tuple[Check, ...], measured: _Measured) -> Standing:
+    return Standing(
+        source=measured.answers.source,
+        score=measured.score,
+        low=measured.low,
+        high=measured.high,
+        checks=entry + tuple(_outcomes(contest, measured)),
+    )
+
+
+def _outcomes(contest: _Contest, measured: _Measured) -> Iterator[Check]:
+    if contest.settings.floor is not None:
+        yield _floor(contest.settings.floor, contest.metric, measured)
+    if contest.champion is None or measured.low is None:
+        return
+    if contest.settings.mode == "non_inferiority":
+        yield _non_inferior(contest.settings.margin, measured.told, measured.low)
+    else:
+        yield from _superior(measured, measured.low)
+    if contest.segments is not None:
+        yield _segments(contest, contest.segments, measured, contest.champion)
+
+
+def _floor(floor: float, metric: Metric, measured: _Measured) -> Check:
+    passed = measured.worst <= floor if metric == "mae" else measured.worst >= floor
+    reach = "up to" if metric == "mae" else "from"
+    verb = "keeps" if passed else "misses"
+    sentence = f"{plain(measured.score)}, CI {reach} {plain(measured.worst)}, {verb} the floor {floor:g}"
+    return Check("floor", passed, sentence)
+
+
+def _superior(measured: _Measured, low: float) -> Iterator[Check]:
+    enough = measured.differing >= MIN_DIFFERING_ROWS
+    differ = f"the two differ on {measured.differing:.0f} holdout rows, {MIN_DIFFERING_ROWS} needed"
+    yield Check("differing rows", enough, differ if enough else f"{measured.told}: {differ}")
+    yield Check("superior", low > 0.0, measured.told)
+
+
+def _non_inferior(margin: float, told: str, low: float) -> Check:
+    passed = low > -margin
+    verb = "no worse" if passed else "perhaps worse"
+    return Check("non-inferior", passed, f"{told}: {verb} than the margin of {margin:g} allows")
+
+
+def _segments(contest: _Contest, segments: Values, measured: _Measured, champion: Answers) -> Check:
+    settings = contest.settings
+    judged, worse = regressions(
+        settings, contest.metric, contest.holdout.labels, segments, measured.answers, champion
+    )
+    if not worse:
+        return Check("segments", True, f"surely worse in none of {judged} segments")
+    allowed = f", {settings.segment_margin:g} allowed" if settings.segment_margin else ""
+    found = "; ".join(str(one) for one in worse)
+    return Check("segments", False, f"{measured.told}, but worse in segment {found}{allowed}")
 
 
 # What is said of it
 
 
-def _outcomes(settings: GateSettings, metric: Metric, contest: _Contest) -> Iterator[Check]:
-    if settings.floor is not None:
-        yield _floor(settings.floor, metric, contest)
-    if contest.low is None:
-        return
-    enough = contest.differing >= MIN_DIFFERING_ROWS
-    differ = f"the two differ on {contest.differing} holdout rows, {MIN_DIFFERING_ROWS} needed"
-    yield Check("differing rows", enough, differ if enough else f"{_sentence(contest)}: {differ}")
-    yield Check("superior", contest.low > 0.0, _sentence(contest))
-
-
-def _floor(floor: float, metric: Metric, contest: _Contest) -> Check:
-    bound = contest.challenger_bound
-    passed = bound <= floor if metric == "mae" else bound >= floor
-    reach = "up to" if metric == "mae" else "from"
-    verb = "keeps" if passed else "misses"
-    sentence = f"{_plain(contest.challenger)}, CI {reach} {_plain(bound)}, {verb} the floor {floor:g}"
-    return Check("floor", passed, sentence)
-
-
-def _sentence(contest: _Contest) -> str:
-    if contest.champion is None or contest.low is None or contest.high is None:
-        return f"{_plain(contest.challenger)}, and no champion to compare with"
-    return (
-        f"{_plain(contest.challenger)} against {_plain(contest.champion)},"
-        f" CI {interval(contest.low, contest.high)}"
+def _verdict(contest: _Contest, common: tuple[Check, ...], standings: tuple[Standing, ...]) -> Verdict:
+    chosen = _chosen(contest, standings)
+    best = standings[chosen]
+    refused = best.failed
+    champion = contest.champion
+    score = float(contest.values(champion).mean()) if champion else None
+    told = comparison(best.score, score, best.low, best.high) if best.score is not None else ""
+    return Verdict(
+        action="refused" if refused else "promoted",
+        sentence=(refused.detail if refused else told) + _among(standings, best),
+        metric=contest.metric,
+        rows=contest.rows,
+        chosen=chosen,
+        challenger_score=best.score,
+        champion_score=score,
+        champion=champion.source if champion else "",
+        low=best.low,
+        high=best.high,
+        checks=common + best.checks,
+        candidates=standings,
     )
 
 
-def interval(low: float, high: float) -> str:
-    """
-    Bounds of an improvement, signed, with as many decimals as it takes to tell them from zero.
+def _chosen(contest: _Contest, standings: Sequence[Standing]) -> int:
+    """The best scored of those that may be promoted, else of those that were judged, else the first."""
 
-    >>> interval(0.031, 0.0789), interval(-0.02, 0.004), interval(1.234, 20.0)
-    ('+.03 to +.08', '-.020 to +.004', '+1.23 to +20')
-    """
-    decimals = 2
-    while decimals < 5 and any(bound and not round(bound, decimals) for bound in (low, high)):
-        decimals += 1
-    return f"{_signed(low, decimals)} to {_signed(high, decimals)}"
+    def merit(place: int) -> tuple[bool, float, int]:
+        standing = standings[place]
+        score = -np.inf if standing.score is None else contest.sign * standing.score
+        return standing.failed is None, float(score), -place
+
+    return max(range(len(standings)), key=merit)
 
 
-def _signed(value: float, decimals: int) -> str:
-    if abs(value) >= 1.0:
-        return f"{value:+.2f}" if abs(value) < 10.0 else f"{value:+.4g}"
-    return f"{value:+.{decimals}f}".replace("0.", ".", 1)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+def _among(standings: Sequence[Standing], best: Standing) -> str:
+    return f" ({best.source}, of {len(standings)} candidates)" if len(standings) > 1 else ""

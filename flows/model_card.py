@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from flows.gate import Verdict, interval
+from flows.verdict import Verdict, interval
 from monitors.events import OffsetRange, Outcome, RetrainRequest
 from monitors.settings import FlowSettings
 

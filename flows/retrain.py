@@ -25,13 +25,13 @@ from flows.claims import Claim, Claims, FolderVariables, Variables, beating
 from flows.data import extract
 from flows.errors import Fenced, FlowError, NotRetrainable
 from flows.evaluation import Evaluation, evaluate
-from flows.gate import Verdict
 from flows.mlflow_registry import located, public, registered_name
 from flows.model_card import Card
 from flows.registry import ModelVersion, Registry, open_registry
 from flows.rows import LabelledRows
 from flows.steps import Step, as_task, in_process
 from flows.training import train
+from flows.verdict import Verdict
 from monitors.events import NAMESPACE, Outcome, RetrainRequest
 from monitors.settings import FlowSettings
 

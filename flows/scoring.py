@@ -1,7 +1,7 @@
-"""Scoring: how good one model's answers are, on any resample of the same labelled rows."""
+"""Scoring: how good one model's answers are, and what each labelled row contributes to that."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,19 +13,28 @@ from monitors.settings import GateSettings
 Metric = Literal["accuracy", "balanced_accuracy", "auc", "mae"]
 Floats = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
-# Scores of one model, one per resample: a row of counts says how often each holdout row was drawn.
-Scorer = Callable[[Floats], Floats]
 
+# Below this the bounds of a few one-sided rows claim a certainty that a sign test would not.
+MIN_DIFFERING_ROWS = 8
+# Fewer rows of a class say nothing about it.
+MIN_CLASS_ROWS = 5
 _CLASS_METRICS = ("accuracy", "balanced_accuracy", "auc")
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one model says of the holdout's rows; `probabilities` are those of the greater of two classes."""
+    """
+    What one model says of the holdout's rows; `probabilities` are those of the greater of two classes.
+
+    `columns` are what it reads, by name with their types, and `classes` what it can answer, in the
+    spelling of `canonical`; None where that is not known, as of logged predictions.
+    """
 
     source: str
     predictions: Values
     probabilities: Values | None = None
+    columns: Mapping[str, str] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class MetricMismatch(ValueError):
@@ -45,7 +54,7 @@ def metric_of(settings: GateSettings, kind: str) -> Metric:
 
 def score(metric: Metric, labels: Values, answers: Answers) -> float:
     """The metric's plain value on these rows, nan where it is not defined."""
-    return float(scorer(metric, labels, answers)(np.ones((1, len(labels))))[0])
+    return float(row_values(metric, labels, answers).mean())
 
 
 def better(metric: Metric, one: float, other: float) -> bool:
@@ -87,57 +96,53 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def scorer(metric: Metric, labels: Values, answers: Answers) -> Scorer:
+def row_values(metric: Metric, labels: Values, answers: Answers) -> Floats:
+    """
+    What each row says of the metric: the mean is the score, and the spread is that of the score.
+
+    For accuracy and mae these are the rows' hits and errors. Balanced accuracy and auc are no means
+    of rows: there it is the score plus each row's influence on it, which grows as its class is rarer.
+    """
+    parts = contributions(metric, labels, answers)
+    if metric in ("accuracy", "mae"):
+        return parts
+    _, members = np.unique(canonical(labels).astype(str), return_inverse=True)
+    usual = np.bincount(members, parts) / np.bincount(members)
+    # For auc either class's rows alone add up to the score.
+    score = parts.mean() / 2.0 if metric == "auc" else parts.mean()
+    return np.asarray(score + parts - usual[members], dtype=float)
+
+
+def contributions(metric: Metric, labels: Values, answers: Answers) -> Floats:
+    """Each row's hit, error or placement among the other class, weighted as the metric weighs it."""
     if metric == "mae":
-        return _mean(np.abs(numbers(labels) - numbers(answers.predictions)))
+        return np.asarray(np.abs(numbers(labels) - numbers(answers.predictions)), dtype=float)
     truth = canonical(labels)
     if metric == "auc":
         scores = answers.predictions if answers.probabilities is None else answers.probabilities
-        return _auc(truth, numbers(scores))
-    correct = (truth == canonical(answers.predictions)).astype(float)
-    return _mean(correct) if metric == "accuracy" else _mean_recall(truth, correct)
+        return _placements(truth, numbers(scores))
+    hits = np.asarray(truth == canonical(answers.predictions), dtype=float)
+    if metric == "accuracy":
+        return hits
+    _, members, counts = np.unique(truth.astype(str), return_inverse=True, return_counts=True)
+    return np.asarray(hits * len(truth) / (len(counts) * counts)[members], dtype=float)
 
 
-def _mean(row_scores: Floats) -> Scorer:
-    def values(counts: Floats) -> Floats:
-        return np.asarray(counts @ row_scores / counts.sum(axis=1), dtype=float)
+def _placements(truth: Values, scores: Floats) -> Floats:
+    """How much of the other class each row is on the right side of, ties as halves (DeLong 1988)."""
+    from scipy.stats import rankdata
 
-    return values
-
-
-def _mean_recall(truth: Values, correct: Floats) -> Scorer:
-    classes = [(truth == name).astype(float) for name in sorted(set(truth))]
-
-    def values(counts: Floats) -> Floats:
-        drawn = np.stack([counts @ members for members in classes])
-        hits = np.stack([counts @ (members * correct) for members in classes])
-        # A resample may miss a rare class altogether: its recall is then of the others.
-        present = drawn > 0
-        recalls = np.divide(hits, drawn, out=np.zeros_like(hits), where=present)
-        return np.asarray(recalls.sum(axis=0) / present.sum(axis=0), dtype=float)
-
-    return values
-
-
-def _auc(truth: Values, scores: Floats) -> Scorer:
-    """Mann-Whitney with midranks: a positive beats the negatives below it and half of those beside it."""
-    positive = (truth == max(set(truth), key=_class_order)).astype(float)
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    positives, negatives = positive[order], 1.0 - positive[order]
-
-    def values(counts: Floats) -> Floats:
-        drawn = counts[:, order]
-        ups = np.add.reduceat(drawn * positives, starts, axis=1)
-        downs = np.add.reduceat(drawn * negatives, starts, axis=1)
-        below = np.cumsum(downs, axis=1) - downs
-        pairs = ups.sum(axis=1) * downs.sum(axis=1)
-        won = (ups * (below + 0.5 * downs)).sum(axis=1)
-        halves = np.full(len(pairs), 0.5)
-        return np.asarray(np.divide(won, pairs, out=halves, where=pairs > 0), dtype=float)
-
-    return values
+    positive = np.asarray(truth == max(set(truth), key=_class_order), dtype=bool)
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return np.full(len(truth), math.nan)
+    ranks = rankdata(scores)
+    below = (ranks[positive] - rankdata(scores[positive])) / negatives
+    above = 1.0 - (ranks[~positive] - rankdata(scores[~positive])) / positives
+    placed = np.empty(len(truth))
+    placed[positive] = below * len(truth) / positives
+    placed[~positive] = above * len(truth) / negatives
+    return placed
 
 
 def _class_order(name: str) -> tuple[bool, float, str]:
@@ -146,9 +151,8 @@ def _class_order(name: str) -> tuple[bool, float, str]:
     return (math.isnan(number), 0.0 if math.isnan(number) else number, name)
 
 
-def differing_rows(metric: Metric, one: Answers, other: Answers) -> int:
-    if metric == "auc" and one.probabilities is not None and other.probabilities is not None:
-        return int((numbers(one.probabilities) != numbers(other.probabilities)).sum())
-    if metric == "mae":
-        return int((numbers(one.predictions) != numbers(other.predictions)).sum())
-    return int((canonical(one.predictions) != canonical(other.predictions)).sum())
+def differing_rows(metric: Metric, labels: Values, one: Answers, other: Answers) -> float:
+    """How many rows two models differ on; where some weigh more, as many equal ones as decide as much."""
+    weights = np.abs(contributions(metric, labels, one) - contributions(metric, labels, other))
+    total = float(weights.sum())
+    return total**2 / float(weights @ weights) if total else 0.0

@@ -158,7 +158,14 @@ def answers(source: str, schema: Schema, estimator: Any, features: "pd.DataFrame
         predictions = np.asarray(estimator.predict(frame))
         if len(getattr(estimator, "classes_", ())) == 2 and hasattr(estimator, "predict_proba"):
             probabilities = np.asarray(estimator.predict_proba(frame))[:, 1]
-    return Answers(source, predictions, probabilities)
+    classes = getattr(estimator, "classes_", None)
+    return Answers(
+        source,
+        predictions,
+        probabilities,
+        columns=schema.columns,
+        classes=None if classes is None else tuple(sorted(map(str, canonical(classes)))),
+    )
 
 
 def training_labels(labels: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:

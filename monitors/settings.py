@@ -149,13 +149,22 @@ class TrainingSettings(Settings, frozen=True):
 
 
 class GateSettings(Settings, frozen=True):
-    """What a challenger must show. Empty `metric` means accuracy for classes and mae for numbers."""
+    """
+    What a challenger must show. Empty `metric` means accuracy for classes and mae for numbers.
+
+    `margin` is how much worse than the champion a challenger may be with `mode = "non_inferiority"`,
+    and `segment_margin` how much worse it may be in any one segment; both in the metric's own unit.
+    """
 
     metric: Literal["", "accuracy", "balanced_accuracy", "auc", "mae"] = ""
+    mode: Literal["superiority", "non_inferiority"] = "superiority"
+    margin: float = 0.0
     floor: float | None = None
     confidence: float = 0.95
-    resamples: int = 2_000
+    resamples: int = 5_000
     min_holdout_rows: int = 100
+    segment_margin: float = 0.0
+    min_segment_rows: int = 100
 
 
 class RegistrySettings(Settings, frozen=True):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from flows.gate import Verdict as GateVerdict
+from flows.verdict import Verdict as GateVerdict
 from monitors.episodes import Judged
 from monitors.events import Event, Kind, OffsetRange, Outcome, RetrainRequest
 from monitors.performance import Performance

@@ -7,11 +7,11 @@ from flows.audit import Move
 from flows.backtest.references import MemoryReferences
 from flows.errors import NotRetrainable
 from flows.evaluation import evaluate
-from flows.gate import Verdict
 from flows.promotion import make_reference, reference_rows
 from flows.registry import LoadedModel, MemoryRegistry, ModelVersion, NewModel
 from flows.rows import LabelledRows
 from flows.training import Challenger, fit_span, train
+from flows.verdict import Verdict
 from monitors.events import Outcome, RetrainRequest
 from monitors.settings import FlowSettings
 

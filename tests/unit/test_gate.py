@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.gate import Holdout, Verdict, judge
+from flows.gate import Holdout, judge
 from flows.scoring import Answers, MetricMismatch, canonical, score
+from flows.verdict import Verdict
 from monitors.settings import GateSettings
 
 FAST = GateSettings(resamples=400)
@@ -22,7 +23,7 @@ def verdict(
     seed: int = 0,
 ) -> Verdict:
     holdout = Holdout(labels, np.arange(len(labels)) + first)
-    return judge(gate, kind, holdout, challenger, champion, trained_until=0.5, seed=seed)
+    return judge(gate, kind, holdout, [challenger], champion, trained_until=0.5, seed=seed)
 
 
 def guesses(truth: np.ndarray, right: float, random: np.random.Generator) -> Answers:

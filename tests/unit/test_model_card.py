@@ -1,7 +1,7 @@
 """The card opens with the verdict, and nothing that it quotes breaks out of its place."""
 
-from flows.gate import Check, Verdict
 from flows.model_card import Card, retrieval
+from flows.verdict import Check, Verdict
 from monitors.events import Outcome
 from monitors.settings import FlowSettings, KafkaSettings, LimitSettings, ModelSettings, RegistrySettings
 
