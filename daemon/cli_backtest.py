@@ -22,14 +22,17 @@ def _backtest(arguments: Arguments) -> int:
 
     _check_words(arguments)
     settings = _settings(arguments, arguments.config)
+    other = None if arguments.compare is None else _settings(arguments, arguments.compare)
     options = cli._entrypoint("flows.backtest.options:Options")(
         file=arguments.file,
         settings=settings,
+        other=other,
         kind_stated=arguments.config is not None or arguments.metric is not None,
         label=arguments.label,
         ignore=tuple(name for name in arguments.ignore.split(",") if name),
         label_lag=arguments.label_lag,
         drifts=tuple(arguments.drift_at or ()),
+        report=arguments.report,
         json=arguments.json,
     )
     code: int = cli._entrypoint("flows.backtest.run:main")(options)
@@ -144,6 +147,11 @@ def add_backtest(commands: Any, add: Callable[..., Any]) -> None:
     option("--drift-at", type=_natural, action="append", metavar="ROW",
            help="Say at which row a drift is known to begin; may be repeated (default: none "
            "is known).")  # fmt: skip
+    option("--compare", metavar="OTHER.toml",
+           help="Try this configuration on the same stream too, and show what differs "
+           "(default: none).")  # fmt: skip
+    option("--report", type=Path, metavar="FILE.html",
+           help="Write a page with the timeline of it all (default: none).")  # fmt: skip
     option("--json", action="store_true",
            help="End with one JSON object on stdout; the table goes to stderr (default: text).")  # fmt: skip
 

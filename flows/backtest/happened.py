@@ -1,5 +1,6 @@
 """What happened in a replay: windows, episodes and requests, in the order in which they came."""
 
+import math
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
@@ -7,9 +8,12 @@ from typing import Any, Literal
 import msgspec
 
 from flows.verdict import Verdict as GateVerdict
+from monitors.drift import DriftScore
 from monitors.episodes import Judged
 from monitors.events import Event, Kind, OffsetRange, Outcome, RetrainRequest
 from monitors.performance import Performance
+
+_LEAST_P = 1e-300
 
 Action = Literal["promoted", "refused", "failed", "futile", "watched"]
 
@@ -18,7 +22,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     """
     One judged window; `number` counts from 0, and `end_row` is the first row after it.
 
-    `drift_scores` are those of the drifted columns over their thresholds, so that 1 is the threshold.
+    `strengths` say by column how far its score is, where 1 is the threshold; `drifted` and `broken`
+    are columns.
     """
 
     number: int
@@ -33,6 +38,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     drift_share: float
     drifted: tuple[str, ...]
     broken: tuple[str, ...]
+    strengths: dict[str, float]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +97,7 @@ class Happened:
                 drift_share=judged.report.drift_share,
                 drifted=judged.report.drifted_columns,
                 broken=judged.report.broken_columns,
+                strengths={score.column: strength(score) for score in judged.report.scores},
             )
         )
 
@@ -136,6 +143,19 @@ class Happened:
             # What was promoted once stays so, whatever the attempts before or after it came to.
             if one.id == episode and one.action != "promoted":
                 one.action = action
+
+
+def strength(score: DriftScore) -> float:
+    """
+    How far a score has come on its way to the threshold, which is 1, and beyond.
+
+    Distances by their ratio; p-values by their logarithms', the smaller the stronger.
+    """
+    if score.comparison == ">=":
+        return score.score / score.threshold if score.threshold > 0.0 else float(score.drifted)
+    if not 0.0 < score.threshold < 1.0:
+        return float(score.drifted)
+    return math.log(max(score.score, _LEAST_P)) / math.log(score.threshold)
 
 
 def _opened(event: Event, window: int) -> Episode:

@@ -10,6 +10,7 @@ import msgspec
 from flows.backtest.facts import Facts, facts_of
 from flows.backtest.file_replay import FileReplay, Replayed
 from flows.backtest.options import Options
+from flows.backtest.page import write_page
 from flows.backtest.progress import Progress
 from flows.backtest.schedules import Schedule, Schedules
 from flows.backtest.stream import Stream
@@ -33,7 +34,13 @@ def main(options: Options) -> int:
     """Run one backtest; 0 whatever it shows, for it was asked what would have been."""
     with Progress(sys.stderr) as progress:
         tried = backtest(options, progress)
-    tell(tried.facts, options)
+        other = None
+        if options.other is not None:
+            theirs = msgspec.structs.replace(options, settings=options.other)
+            other = backtest(theirs, progress, known=()).facts
+    if options.report is not None:
+        write_page(tried.facts, options.report)
+    tell(tried.facts, other, options)
     return 0
 
 

@@ -10,12 +10,21 @@ from flows.backtest.options import Options
 from flows.scoring import Metric
 
 
-def tell(facts: Facts, options: Options) -> None:
+def tell(facts: Facts, other: Facts | None, options: Options) -> None:
     """To stdout; with `--json` the table goes to stderr, so that stdout is the one line."""
+    from flows.backtest.compare import comparison, comparison_object, differences
+
+    lines, told = list(table(facts)), facts.json_object()
+    if other is not None and options.other is not None:
+        found = differences(options.settings.settings, options.other.settings)
+        lines += ["", *comparison(facts, other, found)]
+        told["compare"] = comparison_object(other, found)
+    if options.report is not None:
+        lines += ["", f"The page is {options.report}"]
     people = sys.stderr if options.json else sys.stdout
-    people.write("\n".join(table(facts)) + "\n")
+    people.write("\n".join(lines) + "\n")
     if options.json:
-        sys.stdout.write(json.dumps(facts.json_object()) + "\n")
+        sys.stdout.write(json.dumps(told) + "\n")
 
 
 def table(facts: Facts) -> Iterator[str]:
