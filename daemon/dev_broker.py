@@ -34,12 +34,13 @@ MAX_REQUEST_BYTES = 100 * 1024 * 1024
 _FRAME = struct.Struct(">i")
 _HEAD = struct.Struct(">hhi")
 
-# What is spoken, and in which versions: low enough that no request needs topic ids or tagged features.
+_NO_ID = uuid.UUID(int=0)
+# What is spoken, and in which versions: low enough that requests name topics and not their ids.
 _VERSIONS = {
     "Produce": (3, 9),
     "Fetch": (4, 11),
     "ListOffsets": (1, 5),
-    "Metadata": (1, 9),
+    "Metadata": (1, 10),
     "OffsetCommit": (2, 7),
     "OffsetFetch": (1, 5),
     "FindCoordinator": (0, 2),
@@ -76,6 +77,7 @@ class Broker:
         self.port = port
         self.cluster_id = f"development-{uuid.uuid4().hex[:8]}"
         self.topics: dict[str, list[PartitionLog]] = {}
+        self._ids: dict[str, uuid.UUID] = {}
         self.groups = Groups()
         self._producers = 0
         self._handlers: dict[str, Callable[[Any, int], Awaitable[Any]]] = {
@@ -161,7 +163,14 @@ class Broker:
             for index in range(len(self.topics.get(name, ())))
         ]
         code = Code.NONE if name in self.topics else Code.UNKNOWN_TOPIC
-        return kind(version=v, error_code=code, name=name, is_internal=False, partitions=partitions)
+        return kind(
+            version=v,
+            error_code=code,
+            name=name,
+            topic_id=self._ids.get(name, _NO_ID),
+            is_internal=False,
+            partitions=partitions,
+        )
 
     async def _on_create_topics(self, request: Any, v: int) -> Any:
         response = _RESPONSES["CreateTopics"]
@@ -180,6 +189,7 @@ class Broker:
         if count < 1:
             return Code.INVALID_PARTITIONS
         self.topics[topic.name] = [PartitionLog() for _ in range(count)]
+        self._ids[topic.name] = uuid.uuid4()
         return Code.NONE
 
     async def _on_delete_topics(self, request: Any, v: int) -> Any:

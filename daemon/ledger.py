@@ -33,10 +33,11 @@ _version_decoder = msgspec.msgpack.Decoder(VersionState)
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where a partition goes on, and its stream time."""
+    """Where a partition goes on, its stream time, and the id of the log that the offset is of."""
 
     next_offset: int
     stream_time: datetime | None
+    log: str = ""
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -148,7 +149,9 @@ class Ledger:
         """Read the last checkpoint."""
         with self._database.reading() as tx:
             positions = {
-                Partition(row.topic, row.partition): Position(row.next_offset, _time(row.stream_time))
+                Partition(row.topic, row.partition): Position(
+                    row.next_offset, _time(row.stream_time), row.log
+                )
                 for row in tx.execute(sa.select(tables.positions))
             }
             models = {
@@ -542,7 +545,7 @@ def _write_position(tx: sa.Connection, partition: Partition, position: Position)
         tx,
         tables.positions,
         {"topic": partition.topic, "partition": partition.index},
-        {"next_offset": position.next_offset, "stream_time": time},
+        {"next_offset": position.next_offset, "stream_time": time, "log": position.log},
     )
 
 

@@ -21,6 +21,8 @@ positions = sa.Table(
     sa.Column("partition", sa.Integer, primary_key=True),
     sa.Column("next_offset", sa.BigInteger, nullable=False),
     sa.Column("stream_time", sa.String(40)),
+    # What Kafka calls the log that the offset is of: a topic made anew is another.
+    sa.Column("log", sa.String(64), nullable=False, server_default=""),
 )
 models = sa.Table(
     "models",

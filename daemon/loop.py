@@ -223,7 +223,8 @@ class Loop:
             if partition in restored.positions
         }
         self._source.losses()  # what was found gone before belongs to a state that was dropped
-        self._next = dict(self._source.seek(owned))
+        logs = {partition: restored.positions[partition].log for partition in owned}
+        self._next = dict(self._source.seek(owned, logs))
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
         self._counters = dict(restored.counters)
@@ -427,7 +428,7 @@ class Loop:
         assert self._monitor is not None
         monitor, began = self._monitor, time.monotonic()
         self._dead_letters.flush()
-        moved = {p: Position(self._next[p], monitor.times.of(p)) for p in self._moved}
+        moved = {p: Position(self._next[p], monitor.times.of(p), self._source.log_id(p)) for p in self._moved}
         told = {event.payload.get("report_url") for event in result.events}
         urls = [self._reviews.url_of(one.model, one.version, one.key) for one in result.judged]
         reports = [url if url in told else "" for url in urls]

@@ -4,7 +4,7 @@ import threading
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from daemon.ports import Assignment, OffsetLoss
+from daemon.ports import NO_LOGS, Assignment, OffsetLoss
 from monitors.events import OffsetRange
 from monitors.records import InvalidRecord, Partition, RawRecord
 from monitors.settings import KafkaSettings
@@ -22,12 +22,14 @@ class MemoryLog:
         self.committed: dict[tuple[str, Partition], int] = {}
         self._records: dict[Partition, list[RawRecord]] = {}
         self._first: dict[Partition, int] = {}
+        self._ids: dict[str, str] = {}
 
     def create(self, topic: str, partitions: int = 1) -> None:
         """Make the topic, empty; one of the same name is gone with all it held."""
         with self.changed:
             for partition in self.partitions((topic,)):
                 del self._records[partition]
+            self._ids[topic] = uuid.uuid4().hex
             for index in range(partitions):
                 self._records[Partition(topic, index)] = []
                 self._first[Partition(topic, index)] = 0
@@ -65,6 +67,10 @@ class MemoryLog:
         first = self._first[partition]
         return first, first + len(self._records[partition])
 
+    def id_of(self, topic: str) -> str:
+        """What only this log is called: one of the same name that is made later is another."""
+        return self._ids[topic]
+
     def read(self, partition: Partition, start: int, most: int) -> Sequence[RawRecord]:
         """Up to so many records from an offset on, which must be there."""
         at = start - self._first[partition]
@@ -83,6 +89,7 @@ class MemorySource:
         self._told: tuple[Partition, ...] | None = None
         self._news = False
         self._next: dict[Partition, int] = {}
+        self._logs: dict[Partition, str] = {}
         self._held: frozenset[Partition] = frozenset()
         self._losses: list[OffsetLoss] = []
 
@@ -104,7 +111,10 @@ class MemorySource:
     def rejoin(self) -> None:
         self._told, self._next, self._news = None, {}, False
 
-    def seek(self, offsets: Mapping[Partition, int]) -> Mapping[Partition, int]:
+    def seek(
+        self, offsets: Mapping[Partition, int], logs: Mapping[Partition, str] = NO_LOGS
+    ) -> Mapping[Partition, int]:
+        self._logs = dict(logs)
         for partition in self._told or ():
             first, end = self._log.bounds(partition)
             begin = first if self._settings.start == "earliest" else end
@@ -129,6 +139,9 @@ class MemorySource:
 
     def cluster_id(self) -> str:
         return self._log.cluster_id
+
+    def log_id(self, partition: Partition) -> str:
+        return self._log.id_of(partition.topic)
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         for partition, offset in offsets.items():
@@ -158,7 +171,10 @@ class MemorySource:
 
     def _available(self, partition: Partition, wanted: int) -> int:
         first, end = self._log.bounds(partition)
-        if first <= wanted <= end:
+        now = self.log_id(partition)
+        renewed = self._logs.get(partition, now) != now
+        self._logs[partition] = now
+        if first <= wanted <= end and not (renewed and wanted > first):
             return wanted
         self._losses.append(OffsetLoss(partition, wanted, first))
         return first

@@ -39,8 +39,15 @@ def _hold_of_requests(tx: sa.Connection) -> None:
     tx.execute(sa.text("ALTER TABLE requests ADD COLUMN held TEXT"))
 
 
+def _logs_of_positions(tx: sa.Connection) -> None:
+    tx.execute(sa.text("ALTER TABLE positions ADD COLUMN log VARCHAR(64) NOT NULL DEFAULT ''"))
+
+
 # In order: the first leads from schema 1 to 2.
-MIGRATIONS = (Migration("what holds a request up can be seen", _hold_of_requests),)
+MIGRATIONS = (
+    Migration("what holds a request up can be seen", _hold_of_requests),
+    Migration("a topic that was made anew is told from the old one", _logs_of_positions),
+)
 SCHEMA = FIRST_SCHEMA + len(MIGRATIONS)
 
 

@@ -1,11 +1,14 @@
 """What the loop needs from the world. Each port has a real and an in-memory form, and one test suite."""
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
 
 from monitors.records import InvalidRecord, Partition, RawRecord
+
+NO_LOGS: Mapping[Partition, str] = MappingProxyType({})
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -36,12 +39,18 @@ class Source(Protocol):
     def rejoin(self) -> None:
         """Own nothing until the group has said anew what is ours; `assignment` tells it, whatever it is."""
 
-    def seek(self, offsets: Mapping[Partition, int]) -> Mapping[Partition, int]:
+    def seek(
+        self, offsets: Mapping[Partition, int], logs: Mapping[Partition, str] = NO_LOGS
+    ) -> Mapping[Partition, int]:
         """
         Go on from these next offsets; owned partitions not named start where `kafka.start` says.
 
-        Returns the next offset of every owned partition, as it really is.
+        `logs` are the ids of the logs that these offsets are of: where it is another by now, all of it is
+        to be read. Returns the next offset of every owned partition, as it really is.
         """
+
+    def log_id(self, partition: Partition) -> str:
+        """What only the log behind this partition is called; empty where the broker does not tell."""
 
     def losses(self) -> Sequence[OffsetLoss]:
         """The offsets found gone, by `seek` or while reading, since this was last asked for."""

@@ -1,16 +1,16 @@
-"""Reading from Kafka: as the one active member of a group, or a range once and for all."""
+"""Reading from Kafka as the one active member of a group."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
 from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
-from daemon.ports import Assignment, OffsetLoss
+from daemon.ports import NO_LOGS, Assignment, OffsetLoss
 from daemon.wire.kafka_assignor import ActiveStandbyAssignor
 from daemon.wire.kafka_client import (
     CLOSE_SECONDS,
@@ -28,16 +28,16 @@ from daemon.wire.kafka_client import log_bounds as log_bounds
 from daemon.wire.kafka_client import make_producer as make_producer
 from daemon.wire.kafka_dead_letters import KafkaDeadLetters as KafkaDeadLetters
 from daemon.wire.kafka_membership import Membership
-from monitors.events import OffsetRange
+from daemon.wire.kafka_ranges import MAX_POLL_RECORDS, raw_record
+from daemon.wire.kafka_ranges import read_ranges as read_ranges
+from daemon.wire.kafka_topics import Topics
 from monitors.records import Partition, RawRecord
 from monitors.settings import KafkaSettings
 
 log = structlog.get_logger()
 
-MAX_POLL_RECORDS = 5_000
 COMMIT_SECONDS = 3.0
 END_CHECK_SECONDS = 2.0
-STALL_SECONDS = 30.0
 PROBE_SECONDS = 5.0
 
 
@@ -121,6 +121,7 @@ class KafkaSource:
             heartbeat_interval_ms=min(3_000, session // 10),
         )
         self._membership = Membership(self._consumer)
+        self._topics = Topics(settings, self._consumer, topics)
         self._owned = _Owned()
         self._partitions: dict[TopicPartition, Partition] = {}
         self._next: dict[TopicPartition, int] = {}
@@ -157,13 +158,18 @@ class KafkaSource:
         self._owned.change(frozenset())
         self._consumer._coordinator.request_rejoin()
 
-    def seek(self, offsets: Mapping[Partition, int]) -> Mapping[Partition, int]:
+    def seek(
+        self, offsets: Mapping[Partition, int], logs: Mapping[Partition, str] = NO_LOGS
+    ) -> Mapping[Partition, int]:
         with translated(self._settings):
             first, end = self._bounds(tuple(self._partitions))
+            self._topics.renewed()  # known from here on
             for theirs, ours in self._partitions.items():
                 begin = first[theirs] if self._settings.start == "earliest" else end[theirs]
-                wanted = offsets.get(ours, begin)
-                self._go_on(theirs, self._available(theirs, wanted, first[theirs], end[theirs]))
+                wanted, known, now = offsets.get(ours, begin), logs.get(ours, ""), self.log_id(ours)
+                renewed = bool(known and now and known != now)
+                self._go_on(theirs, self._available(theirs, wanted, first[theirs], end[theirs], renewed))
+        self._tell_of_a_reset(offsets)
         self._owned.place()
         return {self._partitions[theirs]: offset for theirs, offset in self._next.items()}
 
@@ -208,6 +214,9 @@ class KafkaSource:
     def cluster_id(self) -> str:
         return self._cluster_id
 
+    def log_id(self, partition: Partition) -> str:
+        return self._topics.id_of(partition.topic)
+
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         if not offsets:
             return
@@ -249,8 +258,12 @@ class KafkaSource:
             # was told to go elsewhere: it would spin without end.
             self._skip_unreadable(error)
             return []
+        self._topics.require()
         if not self._owned.placed:
             return []  # what we own changed meanwhile
+        if renewed := self._topics.renewed():
+            self._recover([one for one in self._next if one.topic in renewed], renewed=True)
+            return []
         return [raw for partition, records in polled.items() for raw in self._convert(partition, records)]
 
     def _convert(self, partition: TopicPartition, records: Sequence[Any]) -> list[RawRecord]:
@@ -262,7 +275,7 @@ class KafkaSource:
             # kafka-python follows a truncated log without a word.
             self._lose(partition, self._next[partition], first, "truncated")
         self._next[partition] = records[-1].offset + 1
-        return [_raw(ours, record) for record in records]
+        return [raw_record(ours, record) for record in records]
 
     def _go_on(self, partition: TopicPartition, offset: int) -> None:
         self._consumer.seek(partition, offset)
@@ -275,6 +288,24 @@ class KafkaSource:
         # Beyond the last record there may be markers of transactions, which are read but never shown.
         return max(self._next[partition], at or 0)
 
+    def _tell_of_a_reset(self, offsets: Mapping[Partition, int]) -> None:
+        """Say that the group's offsets do not count, where somebody may have set them to be obeyed."""
+        try:
+            kept = self._membership.committed(self._partitions)
+        except kafka_errors.KafkaError as error:
+            log.debug("group_offsets_unknown", error=type(error).__name__)
+            return
+        for theirs, ours in self._partitions.items():
+            if theirs in kept and kept[theirs] != offsets.get(ours):
+                log.warning(
+                    "group_offsets_differ",
+                    topic=ours.topic,
+                    partition=ours.index,
+                    group=kept[theirs],
+                    ledger=offsets.get(ours),
+                    going_on=self._next[theirs],
+                )
+
     # --- what is no longer there -----------------------------------------------------------------
 
     def _bounds(
@@ -286,13 +317,15 @@ class KafkaSource:
         self._ends.update(end)
         return first, end
 
-    def _available(self, partition: TopicPartition, wanted: int, first: int, end: int) -> int:
+    def _available(
+        self, partition: TopicPartition, wanted: int, first: int, end: int, renewed: bool = False
+    ) -> int:
         """The offset to go on from instead, where the wanted one is gone."""
         if wanted < first:
             self._lose(partition, wanted, first, "expired")
             return first
-        if wanted > end:
-            # Offsets only ever grow: this is another log under the same name, or one that was cut.
+        if wanted > end or (renewed and wanted > first):
+            # Another log under the same name, or one that was cut: offsets only ever grow.
             self._lose(partition, wanted, first, "recreated")
             return first
         return wanted
@@ -309,11 +342,12 @@ class KafkaSource:
         )
         self._losses.append(OffsetLoss(ours, expected, available))
 
-    def _recover(self, partitions: Sequence[TopicPartition]) -> None:
+    def _recover(self, partitions: Sequence[TopicPartition], renewed: bool = False) -> None:
         known = [one for one in partitions if one in self._next]
         first, end = self._bounds(known)
         for one in known:
-            self._go_on(one, self._available(one, self._position(one), first[one], end[one]))
+            at = self._next[one] if renewed else self._position(one)
+            self._go_on(one, self._available(one, at, first[one], end[one], renewed))
 
     def _refresh_ends(self) -> bool:
         """Ask for the ends of the log if that was a while ago; false where nobody answers."""
@@ -396,78 +430,3 @@ def _readable(probe: Any, partition: TopicPartition, offset: int, end: int) -> b
         if probe.position(partition, timeout_ms=int(REQUEST_SECONDS * 1000)) != offset:
             return True  # only markers there
     raise kafka_errors.KafkaTimeoutError(f"no answer about {partition} at {offset} in {PROBE_SECONDS:.0f} s")
-
-
-def _raw(partition: Partition, record: Any) -> RawRecord:
-    headers = tuple(record.headers) if record.headers else ()
-    return RawRecord(partition, record.offset, record.timestamp, record.key, record.value, headers)
-
-
-def read_ranges(settings: KafkaSettings, ranges: Sequence[OffsetRange]) -> Iterator[RawRecord]:
-    """
-    Yield the records of these ranges, each partition's in order, without joining a group.
-
-    What retention has deleted from a range is left out; the log says so. Raises `KafkaUnreachable`
-    where nothing comes for half a minute though the range is not read to its end.
-    """
-    wanted = {TopicPartition(one.topic, one.partition): one for one in ranges if one.start < one.end}
-    if not wanted:
-        return
-    consumer = make_consumer(settings, max_poll_records=MAX_POLL_RECORDS)
-    try:
-        with translated(settings):
-            yield from _read_assigned(settings, consumer, wanted)
-    finally:
-        consumer.close(autocommit=False, timeout_ms=int(CLOSE_SECONDS * 1000))
-
-
-def _read_assigned(
-    settings: KafkaSettings, consumer: Any, wanted: dict[TopicPartition, OffsetRange]
-) -> Iterator[RawRecord]:
-    left = _place(consumer, wanted)
-    heard = time.monotonic()
-    while left:
-        polled = consumer.poll(timeout_ms=500)
-        for partition, records in polled.items():
-            ours = Partition(partition.topic, partition.partition)
-            yield from (_raw(ours, record) for record in records if record.offset < wanted[partition].end)
-        # The position, not the last record: what ends a range may be a marker, or compacted away.
-        done = {one for one in left if (consumer.position(one, timeout_ms=10_000) or 0) >= left[one]}
-        if done:
-            left = {one: end for one, end in left.items() if one not in done}
-            consumer.pause(*done)
-        if polled or done:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > STALL_SECONDS:
-            names = ", ".join(f"{one.topic}/{one.partition} before offset {end}" for one, end in left.items())
-            raise KafkaUnreachable(
-                f"Kafka at {settings.bootstrap_servers} sent nothing for {STALL_SECONDS:.0f} s while "
-                f"reading {names}; check that the broker is well, then try again"
-            )
-
-
-def _place(consumer: Any, wanted: dict[TopicPartition, OffsetRange]) -> dict[TopicPartition, int]:
-    """Put the consumer at each range's start; return the ends, cut where the log is shorter."""
-    consumer.assign(list(wanted))
-    milliseconds = int(REQUEST_SECONDS * 1000)
-    first = consumer.beginning_offsets(list(wanted), timeout_ms=milliseconds)
-    end = consumer.end_offsets(list(wanted), timeout_ms=milliseconds)
-    left = {}
-    for one, span in wanted.items():
-        start, stop = max(span.start, first[one]), min(span.end, end[one])
-        if (start, stop) != (span.start, span.end):
-            log.warning(
-                "range_cut",
-                topic=one.topic,
-                partition=one.partition,
-                start=span.start,
-                end=span.end,
-                available_start=start,
-                available_end=stop,
-            )
-        consumer.seek(one, start)
-        if start < stop:
-            left[one] = stop
-        else:
-            consumer.pause(one)
-    return left

@@ -423,7 +423,7 @@ def make_consumer(settings: KafkaSettings, **options: Any) -> Any:
         "isolation_level": "read_committed",
         "allow_auto_create_topics": False,
         "fetch_max_bytes": 16 * 1024 * 1024,
-        "metadata_max_age_ms": 30_000,
+        "metadata_max_age_ms": 10_000,
     }
     return connect(settings, KafkaConsumer, **(defaults | options))
 

@@ -1,11 +1,14 @@
 """This member's place in its group: a join that began is finished, whoever polls when it ends."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
+from kafka import TopicPartition
 from kafka.structs import MemberState
 
 PAUSE_SECONDS = 0.05
+COMMITTED_SECONDS = 5.0
 
 
 class Membership:
@@ -36,6 +39,12 @@ class Membership:
         if self._coordinator.poll(timeout_ms=int(timeout_seconds * 1000)):
             left = timeout_seconds - (time.monotonic() - began)
             time.sleep(max(0.0, min(left, PAUSE_SECONDS)))
+
+    def committed(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The group's offsets, of those partitions that have one. Raises kafka-python's errors."""
+        milliseconds = int(COMMITTED_SECONDS * 1000)
+        found = self._coordinator.fetch_committed_offsets(set(partitions), timeout_ms=milliseconds)
+        return {one: kept.offset for one, kept in found.items() if kept.offset >= 0}
 
     async def _join_once(self) -> bytes:
         coordinator = self._coordinator

@@ -338,6 +338,56 @@ def test_an_offset_beyond_the_end_means_another_log(world: Any, join: Any) -> No
     assert values(read(source, 1)) == [b"new"]
 
 
+def test_another_log_of_the_same_name_is_read_from_its_start(world: Any, join: Any) -> None:
+    """However long it has grown meanwhile: offsets alone do not tell."""
+    topic = world.topic()
+    partition = Partition(topic, 0)
+    world.produce(topic, [b"old"] * 3)
+    settings = world.settings(topic=topic)
+    source = join(settings)
+    until_assigned(source)
+    source.seek({})
+    log = source.log_id(partition)
+    assert len(read(source, 3)) == 3
+    source.close()
+    world.recreate(topic)
+    world.produce(topic, [b"new"] * 5)
+    source = join(settings)
+    until_assigned(source)
+    assert source.seek({partition: 3}, {partition: log}) == {partition: 0}
+    assert source.losses() == [OffsetLoss(partition, expected=3, available=0)]
+    assert values(read(source, 5)) == [b"new"] * 5
+    assert source.log_id(partition) != log
+    assert source.seek({partition: 5}, {partition: source.log_id(partition)}) == {partition: 5}
+    assert source.losses() == []
+
+
+def test_a_topic_that_is_made_anew_while_it_is_read_is_read_from_its_start(world: Any, join: Any) -> None:
+    topic = world.topic()
+    partition = Partition(topic, 0)
+    world.produce(topic, [b"old"] * 3)
+    source = join(world.settings(topic=topic))
+    until_assigned(source)
+    source.seek({})
+    log = source.log_id(partition)
+    assert len(read(source, 3)) == 3
+    world.recreate(topic)
+    world.produce(topic, [b"new"] * 5)
+    seen: list[RawRecord] = []
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    losses: list[OffsetLoss] = []
+    while values(seen)[-5:] != [b"new"] * 5 or not losses:
+        assert time.monotonic() < deadline, (seen, losses)
+        seen += source.poll(0.2)
+        if source.assignment() is not None:  # none of it was there for a moment
+            source.seek({partition: 3}, {partition: log})
+        losses += source.losses()
+    # Until Kafka's metadata say so, the new log is read where the old one ended.
+    assert [(loss.partition, loss.available) for loss in losses] == [(partition, 0)]
+    assert losses[0].expected in (3, 5)
+    assert [record.offset for record in seen][-5:] == [0, 1, 2, 3, 4]
+
+
 def test_drained_names_the_partitions_with_nothing_left(world: Any, join: Any) -> None:
     topic = world.topic(2)
     world.produce(topic, [b"0", b"1"], 0)

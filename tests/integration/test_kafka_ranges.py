@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.wire import kafka as wire
+from daemon.wire import kafka_ranges as wire
 from daemon.wire.kafka import (
     KafkaDeadLetters,
     KafkaRefused,

@@ -143,7 +143,7 @@ def test_a_topic_that_grows_is_read_whole(real_kafka: Any, sources: list[KafkaSo
     source.seek({})
     with admin(real_kafka.settings()) as client:
         client.create_partitions({topic: 2})
-    # The consumer asks for metadata again after 30 s at most; here it is told to.
+    # The consumer asks for metadata again after 10 s at most; here it is told to.
     source._consumer._cluster.request_update()
     assert assigned(source).partitions == (Partition(topic, 0), Partition(topic, 1))
 
