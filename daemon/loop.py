@@ -68,6 +68,7 @@ class ScoresDisputed(msgspec.Struct, frozen=True):
 
 
 News = RequestEnded | ChampionMoved | ScoresDisputed
+Decoded = PredictionRecord | LabelRecord | InvalidRecord
 
 
 class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +151,7 @@ class Loop:
         self._next: dict[Partition, int] = {}
         self._moved: set[Partition] = set()
         self._heard: dict[Partition, float] = {}
-        self._labels: dict[Partition, deque[tuple[RawRecord, PredictionRecord | LabelRecord | None]]] = {}
+        self._labels: dict[Partition, deque[tuple[RawRecord, Decoded]]] = {}
         self._held: frozenset[Partition] = frozenset()
         self._behind: dict[Partition, tuple[int, float, bool]] = {}
         self._counters: dict[str, int] = {}
@@ -269,21 +270,25 @@ class Loop:
     def _receive(self, raw: RawRecord) -> None:
         """Predictions are taken at once; labels stand in line until their windows are closed."""
         self._heard[raw.partition] = time.monotonic()
-        try:
-            record = self._decoder.decode(raw)
-        except InvalidRecord as error:
-            self._reject(raw, error)
-            record = None
+        record = self._decoded(raw)
         if raw.partition.topic == self.settings.labels_topic:
             self._labels.setdefault(raw.partition, deque()).append((raw, record))
         else:
             self._observe(raw, record)
 
-    def _observe(self, raw: RawRecord, record: PredictionRecord | LabelRecord | None) -> None:
+    def _decoded(self, raw: RawRecord) -> Decoded:
+        try:
+            return self._decoder.decode(raw)
+        except InvalidRecord as error:
+            return error.with_traceback(None)
+
+    def _observe(self, raw: RawRecord, record: Decoded) -> None:
+        """Take one record or reject it; what stands in line at a restart is rejected after it, once."""
         assert self._monitor is not None
         try:
-            if record is not None:
-                self._monitor.observe(record)
+            if isinstance(record, InvalidRecord):
+                raise record
+            self._monitor.observe(record)
         except InvalidRecord as error:
             self._reject(raw, error)
         self._next[raw.partition] = raw.offset + 1

@@ -10,6 +10,7 @@ import msgspec
 from monitors.drift import DriftReport, DriftScore
 from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, Related, RetrainRequest
 from monitors.policy import Decision, Phase, Verdict
+from monitors.records import Partition
 from monitors.settings import PolicySettings
 
 
@@ -43,7 +44,8 @@ class ModelState(msgspec.Struct, frozen=True):
     """
     What must be remembered of a model between windows.
 
-    Only windows of the `serving` version lead to anything; the others are observed.
+    Only windows of the `serving` version lead to anything; the others are observed. `home` is the one
+    partition that count windows are made of.
     """
 
     serving: str = ""
@@ -53,6 +55,7 @@ class ModelState(msgspec.Struct, frozen=True):
     wait_windows: int = 0
     cooled_at: datetime | None = None
     broken: tuple[str, ...] = ()
+    home: Partition | None = None
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):

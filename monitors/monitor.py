@@ -183,6 +183,19 @@ class ModelMonitor:
         version.windows.add(record, earlier)
         self._touched.add(record.model_version)
 
+    def keep_home(self, record: PredictionRecord) -> None:
+        """Raises `InvalidRecord` where count windows would be made of two partitions."""
+        home = self.state.home
+        if home is None:
+            home = record.partition
+            self.state = msgspec.structs.replace(self.state, home=home)
+        if record.partition != home:
+            raise InvalidRecord(
+                "second_partition",
+                f"window.rows needs all records of a model in one partition, and those of this model are in "
+                f"{home.topic}/{home.index}; key the records by model, or use window.seconds",
+            )
+
     def label(self, record: LabelRecord, earlier: datetime | None) -> None:
         """Take one label; `earlier` is the stream time of its partition before it."""
         self._labels.add(record, earlier)
@@ -283,7 +296,6 @@ class Monitor:
             for name, settings in models.items()
         }
         self.times = StreamTimes()
-        self._homes: dict[str, Partition] = {}
         # As of the last `close`: the stream time it was given, and whether no partition counted.
         self._closed_by: datetime | None = None
         self._idle = False
@@ -318,7 +330,7 @@ class Monitor:
             return
         model = self.models[record.model]
         if model.settings.window.rows is not None:
-            self._keep_home(record)
+            model.keep_home(record)
         earlier = self.times.of(record.partition)
         model.observe(record, earlier or record.event_time)
         self.times.advance(record.partition, record.event_time)
@@ -357,12 +369,3 @@ class Monitor:
         ]
         rows = tuple(entry[3].rows for entry in closed)
         return Result(tuple(judged), rows, tuple(events), tuple(performances))
-
-    def _keep_home(self, record: PredictionRecord) -> None:
-        home = self._homes.setdefault(record.model, record.partition)
-        if record.partition != home:
-            raise InvalidRecord(
-                "second_partition",
-                f"window.rows needs all records of a model in one partition, and those of this model are in "
-                f"{home.topic}/{home.index}; key the records by model, or use window.seconds",
-            )

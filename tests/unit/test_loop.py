@@ -18,6 +18,7 @@ from monitors.decoding import make_decoder
 from monitors.drift import WindowRows
 from monitors.episodes import Judged
 from monitors.events import Outcome
+from monitors.monitor import Result
 from monitors.records import Partition
 from monitors.settings import (
     FieldSettings,
@@ -293,6 +294,22 @@ def test_a_label_corrected_after_the_last_one_came_changes_nothing(world: World)
     world.label([0], at=50, label=0)
     cycles(loop)
     assert [row["score"] for row in world.ledger.windows("fraud")] == [0.5], "as if it had been judged before"
+
+
+def test_a_bad_label_that_stood_in_line_at_a_restart_is_a_dead_letter_once(world: World) -> None:
+    loop = world.process()
+    world.predict(10)
+    world.label([150], at=150)
+    world.log.append(LABELS, b"garbage", timestamp_ms=int(START.timestamp() * 1000))
+    cycles(loop)
+    loop._checkpoint(Result())
+    world.log.members.clear()
+    loop = world.process()
+    world.predict(190)
+    cycles(loop)
+    loop._checkpoint(Result())
+    assert [raw.value for raw, _ in world.letters.stored] == [b"garbage"]
+    assert world.ledger.counters() == {"records": 202, "dead_letters": 1}
 
 
 def test_lost_offsets_are_told(world: World) -> None:

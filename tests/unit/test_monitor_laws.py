@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from monitors.episodes import Circumstances, Judged
 from monitors.events import Kind
 from monitors.monitor import Monitor, Result
 from monitors.performance import Performance
-from monitors.records import LabelRecord, Partition, PredictionRecord
+from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings, PolicySettings, WindowSettings
 from monitors.windows import ClosedWindow
 
@@ -228,3 +229,24 @@ def test_the_log_of_the_law_reaches_episodes() -> None:
 def test_evidence_survives_the_ledger_bit_for_bit() -> None:
     score = DriftScore("x", "mean", 0.1 + 0.2, 1e-300, ">=", True, 1, 1, "test/mean")
     assert msgspec.json.decode(msgspec.json.encode(score), type=DriftScore) == score
+
+
+def test_the_partition_that_count_windows_are_made_of_outlives_the_process() -> None:
+    settings = {"fraud": msgspec.structs.replace(MODEL, window=WindowSettings(rows=2, min_rows=1))}
+
+    def read(monitor: Monitor, index: int) -> None:
+        log = make_log(seed=1, partitions=index + 1, rows=20)
+        monitor.observe(log[Partition("predictions", index)][0])
+
+    with TemporaryDirectory() as folder:
+        ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+        ledger.take_over("group", "member")
+        before = Monitor(settings, Shelf(), LimitSettings())
+        read(before, 1)
+        changes = {"fraud": before.models["fraud"].take_changes()}
+        ledger.checkpoint(Checkpoint(positions={}, models=changes))
+        after = Monitor(settings, Shelf(), LimitSettings(), ledger.restore().models)
+        ledger.close()
+    read(after, 1)
+    with pytest.raises(InvalidRecord, match=r"second_partition.* in predictions/1"):
+        read(after, 0)
