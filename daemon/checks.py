@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 from daemon.config import Config
 from daemon.errors import RetrainDaemonError, UsageError
 from monitors.decoding import FieldMapping, JsonDecoder
+from monitors.passwords import without_passwords
 from monitors.records import Partition, RawRecord
 
 DEPLOY = "flows.deploy:deploy"
@@ -137,7 +137,7 @@ def _folders(config: Config) -> Iterator[Check]:
     ):
         folder = _local_folder(place)
         if folder is None:
-            yield Check("ok", subject, f"is elsewhere: {re.sub('//[^/@]*@', '//', place)}")
+            yield Check("ok", subject, f"is elsewhere: {without_passwords(place)}")
         elif (above := _existing(folder)).is_dir() and os.access(above, os.W_OK):
             yield Check("ok", subject, place)
         else:

@@ -28,7 +28,6 @@ NO_TELEMETRY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
-_URL_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 Arguments = argparse.Namespace
@@ -73,7 +72,9 @@ def _failed(error: Exception) -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    for line in _URL_PASSWORD.sub(r"\1***@", text).splitlines():
+    from monitors.passwords import without_passwords
+
+    for line in without_passwords(text).splitlines():
         sys.stderr.write(f"retrain-daemon: {line}\n")
     return code
 

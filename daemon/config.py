@@ -9,6 +9,7 @@ import msgspec
 
 from daemon.config_rules import Rules, shared_problems
 from daemon.config_tree import ENVIRONMENT_PREFIX, ConfigError, Problem, Tree
+from monitors.passwords import passwords_in
 from monitors.settings import (
     FieldSettings,
     FlowSettings,
@@ -105,7 +106,7 @@ class Config(Settings, frozen=True):
 
     def secrets(self) -> tuple[str, ...]:
         """The values that must never be shown."""
-        passwords = re.findall(r"://[^/@\s]*:([^/@\s]+)@", f"{self.ledger.url} {self.prefect.api_url}")
+        passwords = passwords_in(f"{self.ledger.url} {self.prefect.api_url}")
         values = (self.kafka.sasl_password, self.prefect.webhook_url, *passwords)
         return tuple(value for value in values if value)
 

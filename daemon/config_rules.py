@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from daemon.config_tree import Problem, dotted
+from monitors.passwords import passwords_in
 from monitors.settings import FieldSettings, ModelSettings
 from monitors.sources import mapping_problems
 
@@ -23,7 +24,6 @@ _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
 _CRON_FIELD = re.compile(r"[0-9A-Za-z*/,#?LW-]+")
-_URL_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -227,7 +227,7 @@ def _addresses(config: "Config", rules: Rules) -> None:
         ("registry.references_url", config.registry.references_url),
     ):
         rules.require(
-            not _URL_PASSWORD.search(url),
+            not passwords_in(url),
             key,
             "holds a password, which deployments would show; give it to daemon and workers as "
             "MLFLOW_TRACKING_PASSWORD, PGPASSWORD or the store's own variable",

@@ -11,13 +11,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from daemon.config import LogSettings
-
-HIDDEN = "***"
+from monitors.passwords import HIDDEN as HIDDEN
+from monitors.passwords import without_passwords
 
 _SECRET_NAME = re.compile(
     r"passw(or)?d|secret|token|api_?key|authorization|credential|webhook_url$", re.IGNORECASE
 )
-_URL_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 # These say nothing in passing that the daemon doesn't say itself, and say it with every request.
 _CHATTY = ("httpx", "httpcore", "kafka", "urllib3", "alembic", "websockets", "asyncio")
 # Its debug log has every frame, and one of them is Prefect's auth string.
@@ -71,7 +70,7 @@ class Redaction:
     def _text(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
-        return _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)
+        return without_passwords(text)
 
 
 def _forms(secret: str) -> tuple[str, ...]:

@@ -1,12 +1,12 @@
 """Settings: what a user states about a model, as frozen values that both sides read."""
 
-import re
 from typing import Literal
 
 import msgspec
 
+from monitors.passwords import without_passwords
+
 _SECRETS = frozenset({"sasl_password", "webhook_url"})
-_URL_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -21,7 +21,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def _shown(name: str, value: object) -> str:
     if name in _SECRETS and value:
         return "'***'"
-    return _URL_PASSWORD.sub(r"\1***@", repr(value)) if isinstance(value, str) else repr(value)
+    return without_passwords(repr(value)) if isinstance(value, str) else repr(value)
 
 
 class KafkaSettings(Settings, frozen=True):
