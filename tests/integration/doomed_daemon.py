@@ -1,9 +1,8 @@
-"""A daemon's loop on real Kafka that kills itself, hard, in a named step. Run as a program by a test."""
+"""A daemon's loop on real Kafka that kills itself, hard, in a named step; for a process of its own."""
 
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +130,3 @@ def main(plan: Path, step: str, countdown: int) -> None:
     )
     loop.run(UntilAllIsTaken(loop, source))
     source.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
