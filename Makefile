@@ -3,7 +3,7 @@
 RUN := .venv/bin
 export DO_NOT_TRACK := true
 
-.PHONY: demo test test-slow check bench backtest-cases format clean
+.PHONY: demo test test-slow chaos check bench backtest-cases format clean
 
 .venv/complete: pyproject.toml constraints.txt .ci/make-venv
 	@.ci/make-venv
@@ -17,6 +17,10 @@ test: .venv/complete
 
 test-slow: .venv/complete
 	$(RUN)/python -m pytest -q -m slow $(ARGS)
+
+# Everything killed, 200 times over or CHAOS_KILLS=n, and held against an undisturbed run; some 15 minutes.
+chaos: .venv/complete
+	@$(RUN)/python tests/chaos/chaos.py
 
 check: .venv/complete
 	$(RUN)/ruff check .

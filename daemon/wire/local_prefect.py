@@ -62,6 +62,17 @@ class LocalPrefectServer:
             "DO_NOT_TRACK": "1",
         }
 
+    @property
+    def process_group(self) -> int:
+        """The group of its processes while it is started, for whoever has to see it die."""
+        assert self._process
+        return self._process.group
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return bool(self._process and self._process.alive)
+
     def start(self) -> Self:
         """Start it and wait until it takes writes."""
         self.home.mkdir(parents=True, exist_ok=True)
@@ -195,6 +206,10 @@ class _Process:
     @property
     def alive(self) -> bool:
         return self._popen.poll() is None
+
+    @property
+    def group(self) -> int:
+        return self._popen.pid
 
     def check(self, deadline: float) -> None:
         """Raise if the process has ended or its time is up."""
