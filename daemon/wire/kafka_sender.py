@@ -7,7 +7,7 @@ from typing import Any
 from kafka import errors as kafka_errors
 
 from daemon.ports import SendAnswer
-from daemon.wire.kafka_client import CLOSE_SECONDS, make_producer
+from daemon.wire.kafka_client import CLOSE_SECONDS, forbidden, make_producer
 from monitors.records import RawRecord
 from monitors.settings import KafkaSettings
 
@@ -18,6 +18,7 @@ class KafkaSender:
     """The port `Sender` on Kafka: raw records go as they are."""
 
     def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
         # An idempotent producer of kafka-python takes nothing more once one record was refused.
         self._producer = make_producer(
             settings, enable_idempotence=False, max_in_flight_requests_per_connection=1
@@ -27,7 +28,10 @@ class KafkaSender:
         begun = [self._begun(record) for record in records]
         with contextlib.suppress(kafka_errors.KafkaTimeoutError):
             self._producer.flush(timeout=FLUSH_SECONDS)
-        return [one if isinstance(one, SendAnswer) else _answer(one) for one in begun]
+        return [
+            one if isinstance(one, SendAnswer) else self._answer(record, one)
+            for record, one in zip(records, begun, strict=True)
+        ]
 
     def close(self) -> None:
         self._producer.close(timeout=CLOSE_SECONDS)
@@ -45,14 +49,14 @@ class KafkaSender:
         except (kafka_errors.KafkaError, AssertionError) as error:
             return SendAnswer(_said(error))
 
-
-def _answer(sent: Any) -> SendAnswer:
-    if sent.succeeded():
-        return SendAnswer()
-    error = sent.exception or kafka_errors.KafkaTimeoutError(f"no answer in {FLUSH_SECONDS:.0f} s")
-    # Whatever took too long, or broke off, may have been stored all the same.
-    certain = not error.retriable
-    return SendAnswer(_said(error), certain)
+    def _answer(self, record: RawRecord, sent: Any) -> SendAnswer:
+        if sent.succeeded():
+            return SendAnswer()
+        error = sent.exception or kafka_errors.KafkaTimeoutError(f"no answer in {FLUSH_SECONDS:.0f} s")
+        if isinstance(error, kafka_errors.TopicAuthorizationFailedError):
+            return SendAnswer(str(forbidden(self._settings, "Write", "topic", (record.partition.topic,))))
+        # Whatever took too long, or broke off, may have been stored all the same.
+        return SendAnswer(_said(error), certain=not error.retriable)
 
 
 def _said(error: BaseException) -> str:

@@ -18,6 +18,7 @@ PASSWORDS = {
     "root": "root-pw",
     "daemon": "s3cr3t'Daemon\\pass",
     "worker": "s3cr3t-Worker-pass",
+    "operator": "s3cr3t-Operator-pass",
     "plain": "plain-pw",
 }
 
@@ -54,8 +55,8 @@ class SecuredKafka:
     """
     A real broker where nothing is allowed that was not granted.
 
-    `root` may do everything; `daemon` and `worker` come by SCRAM-SHA-512, `plain` by PLAIN, and a client
-    certificate opens the listener `ssl_servers`. The certificate names 127.0.0.1, and not localhost.
+    `root` may do everything; `daemon`, `worker` and `operator` come by SCRAM-SHA-512, `plain` by PLAIN, and
+    a client certificate opens the listener `ssl_servers`. The certificate names 127.0.0.1, and not localhost.
     """
 
     kind = LocalKafka.kind
@@ -72,7 +73,7 @@ class SecuredKafka:
             overrides=self._overrides(folder),
             format_arguments=[
                 argument
-                for user in ("daemon", "worker")
+                for user in ("daemon", "worker", "operator")
                 for argument in ("--add-scram", f"SCRAM-SHA-512=[name={user},password={PASSWORDS[user]}]")
             ],
         )

@@ -1,11 +1,7 @@
-"""TLS, SASL and ACLs on a real broker: what works, what is needed for it, and what is said where it lacks."""
+"""ACLs on a real broker with TLS and SCRAM: README's table is enough, and each of its rows is needed."""
 
 import json
-import logging
 import re
-import socket
-import ssl
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,25 +11,23 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from daemon.dlq import Selection, letters
 from daemon.engines import StoredEngines
 from daemon.evidently_worker import EvidentlyWorker
 from daemon.ledger import Ledger
 from daemon.loop import Loop, LoopSettings
-from daemon.wire.kafka import (
-    KafkaDeadLetters,
-    KafkaRefused,
-    KafkaSource,
-    KafkaUnreachable,
-    log_bounds,
-    read_ranges,
-)
+from daemon.verify import Verification, verify
+from daemon.wire.kafka import KafkaDeadLetters, KafkaRefused, KafkaSource, log_bounds, read_ranges
 from daemon.wire.kafka_client import PASSWORD_VARIABLE, USERNAME_VARIABLE, admin
+from daemon.wire.kafka_log import KafkaLog
+from daemon.wire.kafka_sender import KafkaSender
 from daemon.wire.references import ReferenceStore
 from flows.data import extract
 from monitors.decoding import make_decoder
 from monitors.drift import WindowRows
 from monitors.episodes import Judged
 from monitors.events import OffsetRange
+from monitors.records import InvalidRecord, Partition, RawRecord
 from monitors.settings import (
     DataSettings,
     FieldSettings,
@@ -41,6 +35,7 @@ from monitors.settings import (
     KafkaSettings,
     LimitSettings,
     ModelSettings,
+    PolicySettings,
     RegistrySettings,
     WindowSettings,
 )
@@ -50,14 +45,20 @@ pytestmark = pytest.mark.kafka
 README = Path(__file__).parents[2] / "README.md"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = 120
+# From this row on; its window is judged, and the one after it.
+DRIFT = 60
+# The labels of the last window wait in their topic until it is closed, which it never is.
+LABELS_READ = 90
 MODEL = ModelSettings(
     serving_version="1",
     reference_rows=30,
     window=WindowSettings(seconds=30.0, grace_seconds=0.0, min_rows=5),
+    policy=PolicySettings(for_windows=1),
     data=DataSettings(min_rows=ROWS),
 )
 # What must have been said by then, the time to try included.
 SAID_SECONDS = 15.0
+PATIENCE_SECONDS = 120.0
 
 Permission = tuple[str, str, str]
 
@@ -125,13 +126,16 @@ class Daemon:
     """The loop with all that it needs of Kafka."""
 
     def __init__(self, kafka: KafkaSettings, folder: Path) -> None:
+        models = {"fraud": MODEL}
+        fields = {topic: FieldSettings() for topic in (*kafka.topics, kafka.labels_topic)}
+        self.kafka = kafka
+        self.decoder = make_decoder(fields, kafka.labels_topic, list(models), LimitSettings())
+        self.references = ReferenceStore(str(folder / "references"))
         self.ledger = Ledger(f"sqlite:///{folder / f'{time.monotonic_ns()}.db'}")
         self.source = KafkaSource(kafka)
         self.letters: KafkaDeadLetters | None = None
         try:
             self.letters = KafkaDeadLetters(kafka)
-            fields = {topic: FieldSettings() for topic in (*kafka.topics, kafka.labels_topic)}
-            models = {"fraud": MODEL}
             self.loop = Loop(
                 LoopSettings(
                     group=kafka.group,
@@ -143,12 +147,10 @@ class Daemon:
                     checkpoint_seconds=0.2,
                 ),
                 self.source,
-                make_decoder(fields, kafka.labels_topic, list(models), LimitSettings()),
+                self.decoder,
                 self.letters,
                 self.ledger,
-                StoredEngines(
-                    ReferenceStore(str(folder / "references")), models, "compiled", EvidentlyWorker()
-                ),
+                StoredEngines(self.references, models, "compiled", EvidentlyWorker()),
                 NoReviews(),
             )
         except BaseException:
@@ -156,10 +158,15 @@ class Daemon:
             raise
 
     def run_until_all_is_read(self) -> None:
-        deadline = time.monotonic() + 30.0
-        while self.ledger.counters().get("records", 0) < 2 * ROWS + 1:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.ledger.counters().get("records", 0) < ROWS + 1 + LABELS_READ:
             self.loop.run_once(0.2)
             assert time.monotonic() < deadline, self.ledger.counters()
+
+    def verify(self) -> Verification:
+        """Read the episode's offsets again, as the same user, and judge them again."""
+        log = KafkaLog(self.kafka)
+        return verify(self.ledger, ["fraud"], "fraud:1", log, self.decoder, self.references, self.kafka.group)
 
     def run_until_refused(self) -> tuple[str, float]:
         """What the error says, and after how long."""
@@ -188,7 +195,7 @@ def prediction(number: int) -> bytes:
         "model_version": "1",
         "id": f"r{number}",
         "event_time": (START + timedelta(seconds=number)).isoformat(),
-        "features": {"x": number % 7, "plan": "ab"[number % 2]},
+        "features": {"x": 6 if number >= DRIFT else number % 7, "plan": "ab"[number % 2]},
         "prediction": number % 2,
     }
     return json.dumps(record).encode()
@@ -203,7 +210,9 @@ def label(number: int) -> bytes:
 
 def readme_permissions(user: str) -> list[Permission]:
     """The rows of README's table for this user; two that share a key share a row."""
-    rows = re.findall(r"^\| (daemon|worker) \| (\w+) \| (\w+) \| (.+?) \|", README.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (daemon|worker|operator) \| (\w+) \| (\w+) \| (.+?) \|", README.read_text(), re.MULTILINE
+    )
     return [
         (operation.lower(), kind, key)
         for who, operation, kind, keys in rows
@@ -214,6 +223,7 @@ def readme_permissions(user: str) -> list[Permission]:
 
 DAEMON = readme_permissions("daemon")
 WORKER = readme_permissions("worker")
+OPERATOR = readme_permissions("operator")
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +232,7 @@ def scene(secured: Any, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     made = Scene(secured, tmp_path_factory.mktemp("scene"))
     made.grant("daemon", DAEMON)
     made.grant("worker", WORKER)
+    made.grant("operator", OPERATOR)
     return made
 
 
@@ -241,9 +252,10 @@ def named(permission: Permission) -> str:
 # --- the smallest set of permissions -------------------------------------------------------------
 
 
-def test_the_readme_names_permissions_for_both() -> None:
+def test_the_readme_names_permissions_for_all() -> None:
     assert len(DAEMON) == len(set(DAEMON)) == 4
     assert len(WORKER) == len(set(WORKER)) == 2
+    assert len(OPERATOR) == len(set(OPERATOR)) == 3
 
 
 def test_the_loop_runs_with_what_the_readme_grants(scene: Scene, tmp_path: Path) -> None:
@@ -251,6 +263,8 @@ def test_the_loop_runs_with_what_the_readme_grants(scene: Scene, tmp_path: Path)
         daemon.run_until_all_is_read()
         assert [judged.seen for judged in daemon.ledger.evidence("fraud")] == [30, 30, 30]
         assert daemon.ledger.counters()["dead_letters"] == 1
+        found = daemon.verify()
+        assert found.equal and len(found.windows) >= 1
     root, dead = scene.settings("root"), scene.names["kafka.dead_letter_topic"]
     ((first, end),) = log_bounds(root, dead).values()
     assert [letter.value for letter in read_ranges(root, [OffsetRange(dead, 0, first, end)])] == [b"garbage"]
@@ -258,7 +272,7 @@ def test_the_loop_runs_with_what_the_readme_grants(scene: Scene, tmp_path: Path)
         committed = client.list_group_offsets(scene.names["kafka.group"])[scene.names["kafka.group"]]
     assert {one.topic: kept.offset for one, kept in committed.items()} == {
         scene.names["kafka.topic"]: ROWS + 1,
-        scene.names["kafka.labels_topic"]: ROWS,
+        scene.names["kafka.labels_topic"]: LABELS_READ,
     }
 
 
@@ -352,141 +366,37 @@ def test_the_worker_needs_each_of_them_and_says_which(
     assert scene.asked_for(*lacking) in str(caught.value)
 
 
-# --- why a connection failed ---------------------------------------------------------------------
+# --- whoever looks after dead letters -------------------------------------------------------------
 
 
-def knock(settings: KafkaSettings) -> str:
-    """Try to come in with the default patience; what the error says, which must not take long."""
-    began = time.monotonic()
-    with pytest.raises((KafkaUnreachable, KafkaRefused)) as caught:
-        log_bounds(settings, "predictions")
-    assert time.monotonic() - began < SAID_SECONDS
-    return str(caught.value)
+def test_an_operator_lists_dead_letters_and_sends_them_back(scene: Scene) -> None:
+    """To a topic of a scene that nobody counts the records of."""
+    topic, dead = scene.names["kafka.topic"], scene.names["kafka.dead_letter_topic"]
+    settings = scene.settings("operator")
+    daemon = KafkaDeadLetters(scene.settings("daemon"))
+    raw = RawRecord(Partition(topic, 0), 0, int(START.timestamp() * 1_000), None, b"garbage")
+    daemon.put(raw, InvalidRecord("invalid_json", "it is garbage"))
+    daemon.flush()
+    daemon.close()
+    listed = list(letters(KafkaLog(settings), dead, Selection(), {}))
+    assert listed and {letter.topic for letter in listed} == {topic}
+    sender = KafkaSender(settings)
+    assert [answer.problem for answer in sender.send([raw])] == [""]
+    sender.close()
 
 
-@pytest.mark.parametrize("user", ["daemon", "plain"])
-def test_a_wrong_password_is_said_to_be_one(secured: Any, user: str) -> None:
-    said = knock(secured.settings(user, sasl_password="not-the-password"))
-    assert "SaslAuthenticationFailed" in said
-    assert "check kafka.sasl_username and the password" in said
-    assert "not-the-password" not in said
-
-
-def test_plain_gets_in_with_the_right_one(secured: Any) -> None:
-    # In it is; without a permission, though.
-    assert "does not allow Read on topic 'predictions' to User:plain" in knock(secured.settings("plain"))
-
-
-def test_a_wrong_authority_is_said_to_be_one(secured: Any) -> None:
-    for cafile in (str(secured.stranger.certificate), ""):
-        said = knock(secured.settings("daemon", ssl_cafile=cafile))
-        assert "CERTIFICATE_VERIFY_FAILED" in said
-        assert "set kafka.ssl_cafile" in said
-
-
-def test_a_wrong_host_name_is_said_to_be_one(secured: Any) -> None:
-    port = secured.broker.bootstrap_servers.rpartition(":")[2]
-    said = knock(secured.settings("daemon", bootstrap_servers=f"localhost:{port}"))
-    assert "certificate is not valid for 'localhost'" in said
-    assert "name the broker in kafka.bootstrap_servers as its certificate does" in said
-    assert "ssl_cafile" not in said
-
-
-def test_a_mechanism_that_is_not_offered_is_said_to_be_none(secured: Any) -> None:
-    said = knock(secured.settings("daemon", sasl_mechanism="SCRAM-SHA-256"))
-    assert "UnsupportedSaslMechanism" in said
-    assert "set kafka.sasl_mechanism to one that the broker offers" in said
-
-
-def test_a_listener_that_speaks_tls_is_said_to(secured: Any) -> None:
-    said = knock(secured.settings("daemon", security_protocol="SASL_PLAINTEXT", connect_timeout_seconds=3.0))
-    assert "the port may want TLS" in said
-
-
-def test_an_expired_certificate_is_said_to_be_one(secured: Any) -> None:
-    certificate, key = secured.authority.issue("expired", "IP:127.0.0.1", days=-1)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        threading.Thread(target=shake_hands, args=(listener, context), daemon=True).start()
-        said = knock(secured.settings("daemon", bootstrap_servers=f"127.0.0.1:{port}"))
-    assert "certificate has expired" in said
-    assert said.endswith("; the broker needs a new one")
-
-
-def shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        try:
-            context.wrap_socket(connection, server_side=True).close()
-        except OSError:
-            connection.close()
-
-
-@pytest.mark.parametrize("user", ["daemon", "plain"])
-def test_the_debug_log_of_the_library_does_not_tell_the_password(
-    secured: Any, user: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = secured.settings(user)
-    with caplog.at_level(logging.DEBUG, "kafka"):
-        knock(settings)
-    assert "<SaslAuthenticateRequest>" in caplog.text
-    assert "Starting KafkaAdminClient with configuration" in caplog.text
-    for form in (settings.sasl_password, repr(settings.sasl_password)[1:-1]):
-        assert form not in caplog.text
-
-
-def test_the_debug_log_of_the_library_does_not_tell_what_is_in_records(
-    secured: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    topic = secured.topic()
-    with caplog.at_level(logging.DEBUG, "kafka"):
-        secured.produce(topic, [b"hush-hush"])
-        (record,) = read_ranges(secured.settings(), [OffsetRange(topic, 0, 0, 1)])
-    assert record.value == b"hush-hush"
-    assert "<ProduceRequest>" in caplog.text and "<FetchResponse>" in caplog.text
-    assert "hush-hush" not in caplog.text
-
-
-# --- client certificates -------------------------------------------------------------------------
-
-
-def certified(secured: Any, certificate: Path | str, key: Path | str) -> KafkaSettings:
-    found: KafkaSettings = secured.settings(
-        bootstrap_servers=secured.ssl_servers,
-        security_protocol="SSL",
-        sasl_mechanism="",
-        ssl_certfile=str(certificate),
-        ssl_keyfile=str(key),
-    )
-    return found
-
-
-def test_a_client_certificate_is_enough(secured: Any) -> None:
-    topic = secured.topic()
-    settings = certified(secured, secured.client_certificate, secured.client_key)
-    assert list(log_bounds(settings, topic).values()) == [(0, 0)]
-
-
-def test_a_missing_or_unknown_client_certificate_is_said_to_be(secured: Any) -> None:
-    strange = secured.stranger.issue("strange-client")
-    for certificate, key in (("", ""), strange):
-        said = knock(certified(secured, certificate, key))
-        assert "the broker wants a client certificate that it knows" in said
-        assert "kafka.ssl_certfile" in said
-
-
-def test_files_that_are_no_key_and_certificate_are_named(secured: Any, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.pem"
-    broken.write_text("nothing")
-    (_, strange_key) = secured.stranger.issue("other-client")
-    for key in (tmp_path / "absent.pem", broken, strange_key):
-        said = knock(certified(secured, secured.client_certificate, key))
-        assert said.startswith(
-            f"kafka.ssl_certfile and ssl_keyfile: cannot use {secured.client_certificate} and {key}"
-        )
-    assert "kafka.ssl_cafile: cannot use" in knock(secured.settings("daemon", ssl_cafile=str(broken)))
+@pytest.mark.parametrize(
+    "lacking", [("operator", one) for one in OPERATOR], indirect=True, ids=lambda p: named(p[1])
+)
+def test_the_operator_needs_each_of_them_and_is_told(scene: Scene, lacking: tuple[str, Permission]) -> None:
+    user, (operation, _, key) = lacking
+    settings = scene.settings(user)
+    if operation == "read":
+        with pytest.raises(KafkaRefused) as caught:
+            list(letters(KafkaLog(settings), scene.names[key], Selection(), {}))
+        assert scene.asked_for(*lacking) in str(caught.value)
+        return
+    sender = KafkaSender(settings)
+    (answer,) = sender.send([RawRecord(Partition(scene.names[key], 0), 0, 0, None, b"garbage")])
+    sender.close()
+    assert scene.asked_for(*lacking) in answer.problem and answer.certain
