@@ -334,3 +334,8 @@ def _gate(key: str, model: ModelSettings, rules: Rules) -> None:
         f"{key}.gate.metric",
         f'is "{model.gate.metric}", which a {model.kind} model has not; use {" or ".join(metrics)}',
     )
+    rules.require(
+        model.gate.mode == "superiority" or model.gate.margin > 0,
+        f"{key}.gate.margin",
+        'is 0, and mode = "non_inferiority" needs one: state how much worse a challenger may be',
+    )

@@ -21,7 +21,7 @@ from flows.scoring import Floats
 FEWEST_WAVES = 4
 _SLOWEST_WAVES = (16, 8, FEWEST_WAVES)
 # How surely the slowest waves must stand out before they alone are believed.
-_STANDING_OUT = 0.90
+_STANDING_OUT = 0.80
 _MOST_DEPENDENT = 0.97
 
 

@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 # Columns of a folder or of a user's frame that are no features.
 LABEL, PREDICTION, PROBABILITY, EVENT_TIME = "label", "prediction", "probability", "event_time"
-_BESIDE = (LABEL, PREDICTION, PROBABILITY, EVENT_TIME, "id", "model", "model_version", "segment")
+SEGMENT = "segment"
+_BESIDE = (LABEL, PREDICTION, PROBABILITY, EVENT_TIME, SEGMENT, "id", "model", "model_version")
 # How many records may be read to find one labelled row of this model among all the others.
 _READ_PER_ROW = 50
 
@@ -90,9 +91,9 @@ def from_frame(frame: "pd.DataFrame", settings: FlowSettings, place: str) -> Lab
     Labelled rows of a frame with a column `label`.
 
     Optional beside it: `event_time` (without it the rows' order is their time), `prediction` and
-    `probability` as the serving model logged them; `id`, `model`, `model_version` and `segment` are
-    left out. Every other column is a feature. Rows of other models, if `model` says so, and rows
-    without a label are dropped.
+    `probability` as the serving model logged them, and `segment`, for which the gate judges apart;
+    `id`, `model` and `model_version` are left out. Every other column is a feature. Rows of other
+    models, if `model` says so, and rows without a label are dropped.
     """
     if LABEL not in frame:
         raise UnreadableRows(f"{place}: no column {LABEL!r} among {sorted(map(str, frame.columns))[:20]}")
@@ -108,6 +109,7 @@ def from_frame(frame: "pd.DataFrame", settings: FlowSettings, place: str) -> Lab
         [plain_scalar(value) for value in kept[PREDICTION].tolist()] if PREDICTION in kept else nothing,
         kept[PROBABILITY].tolist() if PROBABILITY in kept else nothing,
         newest=settings.settings.data.max_rows,
+        segments=[plain_scalar(value) for value in kept[SEGMENT].tolist()] if SEGMENT in kept else None,
     )
 
 
@@ -271,4 +273,5 @@ def _joined(
         [record.probability for record in ordered],
         offsets,
         newest,
+        [record.segment for record in ordered],
     )

@@ -53,6 +53,7 @@ def evaluate(
         [challenger],
         rival,
         trained_until=made.trained_until,
+        segments=holdout.segments,
         seed=model.training.seed,
     )
     return Evaluation(verdict, champion)

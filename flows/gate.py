@@ -89,6 +89,13 @@ class _Contest:
         """Per row; their mean is the score."""
         return row_values(self.metric, self.holdout.labels, answers)
 
+    def worst(self, values: Sequence[Floats]) -> list[float | None]:
+        """The least that each candidate's own score surely is, if a floor asks for it."""
+        if self.settings.floor is None:
+            return [None] * len(values)
+        found = self.bounds(values)
+        return [float(bound) for bound in (found.high if self.metric == "mae" else found.low)]
+
     def bounds(self, rows: Sequence[Floats]) -> Bounds:
         settings = self.settings
         return bounds(np.stack(rows), settings.confidence, settings.resamples, self.seed, self.tried)
@@ -179,7 +186,7 @@ class _Measured:
 
     answers: Answers
     score: float
-    worst: float
+    worst: float | None
     champion: float | None = None
     differing: float = 0.0
     low: float | None = None
@@ -211,19 +218,18 @@ def _entry(contest: _Contest, challenger: Answers) -> Iterator[Check]:
 
 def _measured(contest: _Contest, challengers: Sequence[Answers]) -> Iterator[_Measured]:
     values = [contest.values(challenger) for challenger in challengers]
-    own = contest.bounds(values)
-    worst = own.high if contest.metric == "mae" else own.low
+    worst = contest.worst(values)
     if contest.champion is None:
-        for place, challenger in enumerate(challengers):
-            yield _Measured(challenger, float(own.means[place]), float(worst[place]))
+        for ours, challenger, bound in zip(values, challengers, worst, strict=True):
+            yield _Measured(challenger, float(ours.mean()), bound)
         return
     rival = contest.values(contest.champion)
     gains = contest.bounds([contest.sign * (ours - rival) for ours in values])
     for place, challenger in enumerate(challengers):
         yield _Measured(
             challenger,
-            float(own.means[place]),
-            float(worst[place]),
+            float(values[place].mean()),
+            worst[place],
             champion=float(rival.mean()),
             differing=differing_rows(contest.metric, contest.holdout.labels, challenger, contest.champion),
             low=float(gains.low[place]),
@@ -242,23 +248,29 @@ def _standing(contest: _Contest, entry: tuple[Check, ...], measured: _Measured) 
 
 
 def _outcomes(contest: _Contest, measured: _Measured) -> Iterator[Check]:
-    if contest.settings.floor is not None:
-        yield _floor(contest.settings.floor, contest.metric, measured)
+    if contest.settings.floor is not None and measured.worst is not None:
+        yield _floor(contest.settings.floor, contest.metric, measured.score, measured.worst)
     if contest.champion is None or measured.low is None:
         return
-    if contest.settings.mode == "non_inferiority":
-        yield _non_inferior(contest.settings.margin, measured.told, measured.low)
-    else:
-        yield from _superior(measured, measured.low)
-    if contest.segments is not None:
+    against = list(_against(contest, measured, measured.low))
+    yield from against
+    # Segments take their time, and who has failed already has nothing to lose in them.
+    if contest.segments is not None and all(check.passed for check in against):
         yield _segments(contest, contest.segments, measured, contest.champion)
 
 
-def _floor(floor: float, metric: Metric, measured: _Measured) -> Check:
-    passed = measured.worst <= floor if metric == "mae" else measured.worst >= floor
+def _against(contest: _Contest, measured: _Measured, low: float) -> Iterator[Check]:
+    if contest.settings.mode == "non_inferiority":
+        yield _non_inferior(contest.settings.margin, measured.told, low)
+    else:
+        yield from _superior(measured, low)
+
+
+def _floor(floor: float, metric: Metric, score: float, worst: float) -> Check:
+    passed = worst <= floor if metric == "mae" else worst >= floor
     reach = "up to" if metric == "mae" else "from"
     verb = "keeps" if passed else "misses"
-    sentence = f"{plain(measured.score)}, CI {reach} {plain(measured.worst)}, {verb} the floor {floor:g}"
+    sentence = f"{plain(score)}, CI {reach} {plain(worst)}, {verb} the floor {floor:g}"
     return Check("floor", passed, sentence)
 
 

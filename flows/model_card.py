@@ -56,7 +56,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
             (check.name, "passed" if check.passed else "**failed**", check.detail) for check in verdict.checks
         ]
         title = f"## Scores: {verdict.metric} on {verdict.rows} later, unseen rows"
-        lines = [title, "", *table(("Model", "Score"), rows)]
+        lines = [title, "", *table(("Model", "Score"), rows), *_candidates(verdict)]
         return "\n".join([*lines, "", *table(("Check", "Result", "Detail"), checks)])
 
     def _training(self) -> str:
@@ -90,6 +90,21 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
             return ""
         code = retrieval(self.tracking_uri, self.registered_name)
         return f"## Get the champion\n\n```python\n{code}```"
+
+
+def _candidates(verdict: Verdict) -> list[str]:
+    if len(verdict.candidates) < 2:
+        return []
+    rows = [
+        (
+            f"**{one.source}**" if place == verdict.chosen else one.source,
+            _number(one.score),
+            "" if one.low is None or one.high is None else interval(one.low, one.high),
+            one.failed.detail if one.failed else "",
+        )
+        for place, one in enumerate(verdict.candidates)
+    ]
+    return ["", *table(("Candidate", "Score", "Improvement", "Failed"), rows)]
 
 
 def retrieval(tracking_uri: str, registered_name: str) -> str:

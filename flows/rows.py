@@ -21,7 +21,8 @@ class LabelledRows:
     Rows to train and to judge on; every array has one entry per row.
 
     `event_times` are seconds since the epoch and never fall. `predictions` and `probabilities` are
-    what the serving model logged, None and nan where it logged nothing. `offsets` are the ranges
+    what the serving model logged, None and nan where it logged nothing. `segments` names each row's
+    part of the population, None where the log says none. `offsets` are the ranges
     that were read to find the rows, and `fingerprint` is taken over every row.
     """
 
@@ -30,6 +31,7 @@ class LabelledRows:
     event_times: npt.NDArray[np.float64]
     predictions: npt.NDArray[Any]
     probabilities: npt.NDArray[np.float64]
+    segments: npt.NDArray[Any]
     offsets: tuple[OffsetRange, ...] = ()
     fingerprint: str = ""
 
@@ -43,6 +45,7 @@ class LabelledRows:
         probabilities: Sequence[float | None],
         offsets: tuple[OffsetRange, ...] = (),
         newest: int | None = None,
+        segments: Sequence[Any] | None = None,
     ) -> Self:
         """Put rows in event-time order, keep the newest, and take their fingerprint."""
         times = np.asarray(event_times, dtype=float)
@@ -56,6 +59,7 @@ class LabelledRows:
             event_times=times[order],
             predictions=_objects(predictions)[order],
             probabilities=np.asarray(probabilities, dtype=float)[order],
+            segments=_objects([None] * len(times) if segments is None else segments)[order],
             offsets=offsets,
             fingerprint=fingerprint(kept, truth, times[order]),
         )
@@ -79,6 +83,7 @@ class LabelledRows:
             event_times=self.event_times[which],
             predictions=self.predictions[which],
             probabilities=self.probabilities[which],
+            segments=self.segments[which],
         )
 
     def first_at(self, moment: datetime | float) -> int:

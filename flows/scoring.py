@@ -69,13 +69,28 @@ def canonical(values: Sequence[Any] | Values) -> Values:
     >>> canonical([True, 1, 1.0, "1", "no", None]).tolist()
     ['1', '1', '1', '1', 'no', None]
     """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iufb":
+        distinct, which = np.unique(values, return_inverse=True)
+        return _spelled(distinct.tolist())[which]
+    return _spelled(values)
+
+
+def _spelled(values: Sequence[Any] | Values) -> Values:
+    # There are few classes and many rows; True and 1 are one key and need not be one type.
+    known: dict[tuple[type, Any], str | None] = {}
     spelled = np.empty(len(values), dtype=object)
-    spelled[:] = [_spelling(value) for value in values]
+    for place, value in enumerate(values):
+        key = (type(value), value)
+        if key not in known:
+            known[key] = _spelling(value)
+        spelled[place] = known[key]
     return spelled
 
 
 def numbers(values: Sequence[Any] | Values) -> Floats:
     """Numbers as floats; whatever is none is nan."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iufb":
+        return np.asarray(values, dtype=float)
     return np.array([_number(value) for value in values], dtype=float)
 
 

@@ -66,6 +66,7 @@ class Stream:
             event_times=self.seconds[which],
             predictions=nothing if said is None else said.predictions[which],
             probabilities=np.full(len(which), np.nan) if said is None else said.probabilities[which],
+            segments=np.array(self.segments, dtype=object)[which],
         )
 
 

@@ -334,6 +334,7 @@ def labelled(kafka: Any, settings: FlowSettings) -> Iterator[FlowSettings]:
             "features": {"amount": float(index)},
             "prediction": version,
             "label": index % 2,
+            "segment": f"{version}-{index % 5}",
         }
         for index in range(250)
         for version in ("1", "shadow")
@@ -350,3 +351,4 @@ def test_a_shadow_models_record_is_no_second_row(labelled: FlowSettings) -> None
     rows = extract(labelled, asked(labelled))
     assert len(rows) == 250
     assert set(rows.predictions) == {"1"}
+    assert set(rows.segments) == {f"1-{number}" for number in range(5)}

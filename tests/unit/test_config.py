@@ -94,6 +94,8 @@ def test_all_problems_come_at_once(write: Any) -> None:
         ),
         ("[models.fraud.drift.thresholds]\nage = 0\n", "models.fraud.drift.thresholds.age"),
         ('[models.fraud.gate]\nmetric = "mae"\n', "models.fraud.gate.metric"),
+        ('[models.fraud.gate]\nmode = "non_inferiority"\n', "models.fraud.gate.margin"),
+        ("[models.fraud.gate]\nsegment_margin = -0.1\n", "models.fraud.gate.segment_margin"),
         ('[models.fraud.data]\nsource = "folder"\n', "models.fraud.data.path"),
         ('[models.fraud.data]\nsource = "callable"\n', "models.fraud.data.callable"),
         ('[models.fraud.data]\nsource = "callable"\ncallable = "rows"\n', "models.fraud.data.callable"),

@@ -52,6 +52,15 @@ def test_a_file_gives_rows_in_event_time_order_and_features_only(tmp_path: Path,
     assert rows.labels.tolist() == [1, 0, 1, 0, 1, 0]
     assert rows.predictions.tolist() == [1] * 6
     assert rows.event_times[0] == pd.Timestamp("2026-01-01", tz="UTC").timestamp()
+    assert rows.segments.tolist() == [None] * 6
+
+
+def test_segments_go_along_with_their_rows_and_are_no_features(tmp_path: Path) -> None:
+    frame().assign(segment=["eu", "us", None, "eu", "us", "us"]).to_csv(tmp_path / "a.csv", index=False)
+    rows = extract(flow_settings(path=str(tmp_path)), None)
+    assert list(rows.features.columns) == ["amount"]
+    assert rows.segments.tolist() == ["us", "us", "eu", None, "us", "eu"]
+    assert rows.between(1, 4).segments.tolist() == ["us", "eu", None]
 
 
 def test_a_folder_is_all_its_files_and_only_the_newest_rows_are_kept(tmp_path: Path) -> None:
