@@ -197,7 +197,7 @@ def _demo(arguments: Arguments) -> int:
 # What commands share
 
 
-def parse_until(text: str, now: datetime) -> datetime:
+def parse_until(text: str, now: datetime, option: str = "--until") -> datetime:
     """
     A moment from `now`, a duration like `1d12h`, or RFC 3339 with an offset.
 
@@ -211,19 +211,19 @@ def parse_until(text: str, now: datetime) -> datetime:
         try:
             return now + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         except OverflowError:
-            raise UsageError(f"--until {text}: {OVERFLOW}; use something like 2h or 7d") from None
+            raise UsageError(f"{option} {text}: {OVERFLOW}; use something like 2h or 7d") from None
     try:
         moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo else _refuse_naive(text)
+        return moment.astimezone(UTC) if moment.tzinfo else _refuse_naive(text, option)
     except (ValueError, OverflowError):
         example = (now + timedelta(days=1)).isoformat(timespec="seconds")
         raise UsageError(
-            f"--until {text}: is no time; use 2h, 1d12h, now, or a time like {example}"
+            f"{option} {text}: is no time; use 2h, 1d12h, now, or a time like {example}"
         ) from None
 
 
-def _refuse_naive(text: str) -> datetime:
-    raise UsageError(f"--until {text}: has no UTC offset; end it with Z or +hh:mm")
+def _refuse_naive(text: str, option: str) -> datetime:
+    raise UsageError(f"{option} {text}: has no UTC offset; end it with Z or +hh:mm")
 
 
 def _config_path(arguments: Arguments) -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,16 @@ def _backtest(arguments: Arguments) -> int:
     from daemon import cli
 
     _check_words(arguments)
-    settings = _settings(arguments, arguments.config)
-    other = None if arguments.compare is None else _settings(arguments, arguments.compare)
+    settings, models = _settings(arguments, arguments.config)
+    other = None if arguments.compare is None else _settings(arguments, arguments.compare)[0]
+    now = datetime.now(UTC)
     options = cli._entrypoint("flows.backtest.options:Options")(
         file=arguments.file,
         settings=settings,
         other=other,
+        models=models,
+        since=None if arguments.since is None else _moment("--from", arguments.since, now),
+        until=None if arguments.until is None else _moment("--to", arguments.until, now),
         kind_stated=arguments.config is not None or arguments.metric is not None,
         label=arguments.label,
         ignore=tuple(name for name in arguments.ignore.split(",") if name),
@@ -40,16 +45,36 @@ def _backtest(arguments: Arguments) -> int:
 
 
 def _check_words(arguments: Arguments) -> None:
-    if arguments.file is None:
-        raise UsageError("say what to replay: a Parquet or CSV FILE")
+    if (arguments.file is None) is not arguments.topic:
+        raise UsageError("say what to replay: a Parquet or CSV FILE, or --topic")
+    if arguments.topic and arguments.config is None:
+        raise UsageError("--topic needs --config FILE, which says where Kafka is and how records are read")
+    if not arguments.topic and (arguments.since or arguments.until):
+        raise UsageError("--from and --to are times in a topic; give them with --topic")
 
 
-def _settings(arguments: Arguments, path: str | None) -> "FlowSettings":
-    """Those of the configuration, or the defaults, with what the command line overrules."""
+def _moment(option: str, text: str, now: datetime) -> datetime:
+    """RFC 3339 with an offset, or a duration before now."""
+    from daemon import cli
+
+    found = cli.parse_until(text, now, option)
+    return now - (found - now) if text[-1:] in "dhms" else found
+
+
+def _settings(arguments: Arguments, path: str | None) -> tuple["FlowSettings", tuple[str, ...]]:
+    """
+    Those of the configuration, or the defaults, with what the command line overrules.
+
+    Beside them the names of all models of the configuration.
+    """
     import msgspec
 
-    settings = _defaults(arguments.file) if path is None else _configured(arguments, Path(path))
-    return msgspec.structs.replace(settings, settings=_overruled(arguments, settings.settings))
+    settings = _defaults(arguments.file) if path is None else None
+    models: tuple[str, ...] = ()
+    if path is not None:
+        settings, models = _configured(arguments, Path(path))
+    assert settings is not None
+    return msgspec.structs.replace(settings, settings=_overruled(arguments, settings.settings)), models
 
 
 def _defaults(file: Path) -> "FlowSettings":
@@ -72,7 +97,8 @@ def _defaults(file: Path) -> "FlowSettings":
     )
 
 
-def _configured(arguments: Arguments, path: Path) -> "FlowSettings":
+def _configured(arguments: Arguments, path: Path) -> tuple["FlowSettings", tuple[str, ...]]:
+    from daemon import cli
     from daemon.config import load
 
     config = load(path, os.environ)
@@ -82,7 +108,8 @@ def _configured(arguments: Arguments, path: Path) -> "FlowSettings":
     name = arguments.model or names[0]
     if name not in config.models:
         raise UsageError(f"{path} has no model {name!r} (--model); there are {', '.join(names)}")
-    return config.flow_settings(name)
+    cli._lend_password(config)
+    return config.flow_settings(name), tuple(names)
 
 
 def _overruled(arguments: Arguments, settings: "ModelSettings") -> "ModelSettings":
@@ -120,11 +147,18 @@ def add_backtest(commands: Any, add: Callable[..., Any]) -> None:
             "sales.parquet --label churned",
             "sales.csv --label churned --reference-rows 5000 --window-rows 500 --json",
             "sales.parquet --label churned --config retrain-daemon.toml --metric auc --label-lag 4",
+            "--topic --config retrain-daemon.toml --from 30d --report last-month.html",
         ),
     )
     option = backtest.add_argument
     option("file", nargs="?", type=Path, metavar="FILE",
            help="Replay this Parquet or CSV file; row order is time order.")  # fmt: skip
+    option("--topic", action="store_true",
+           help="Replay the topics of the configuration instead (default: a file).")  # fmt: skip
+    option("--from", dest="since", metavar="TIME",
+           help="Begin at this Kafka timestamp: a time, or 30d for 30 days ago (default: where the log "
+           "begins).")  # fmt: skip
+    option("--to", dest="until", metavar="TIME", help="End before it (default: where the log ends).")
     option("--label", default=LABEL, metavar="COLUMN",
            help=f"Name the column to predict (default: {LABEL}).")  # fmt: skip
     option("--ignore", default="", metavar="A,B",

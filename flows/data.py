@@ -163,12 +163,12 @@ def from_topics(settings: FlowSettings, serving: str = "") -> LabelledRows:
     rows: dict[str, PredictionRecord] = {}
     while len(rows) < wanted and tail.left:
         for record in _of_model(settings, decoder, tail.read()):
-            if not isinstance(record, PredictionRecord) or not _usable(_truth(record, labels), kind):
+            if not isinstance(record, PredictionRecord) or not usable(truth(record, labels), kind):
                 continue
             held = rows.get(record.id)
-            if held is None or _rank(record, serving) >= _rank(held, serving):
+            if held is None or rank(record, serving) >= rank(held, serving):
                 rows[record.id] = record
-    return _joined(rows.values(), labels, tuple(label_ranges) + tuple(tail.ranges), wanted)
+    return joined(rows.values(), labels, tuple(label_ranges) + tuple(tail.ranges), wanted)
 
 
 def _labels(settings: FlowSettings, decoder: Decoder) -> tuple[dict[str, Scalar], list[OffsetRange]]:
@@ -241,22 +241,22 @@ def _of_model(
             yield record
 
 
-def _truth(record: PredictionRecord, labels: Mapping[str, Scalar]) -> Scalar:
+def truth(record: PredictionRecord, labels: Mapping[str, Scalar]) -> Scalar:
     joined = labels.get(record.id)
     return record.label if joined is None else joined
 
 
-def _rank(record: PredictionRecord, serving: str) -> tuple[bool, datetime, int]:
+def rank(record: PredictionRecord, serving: str) -> tuple[bool, datetime, int]:
     return record.model_version == serving, record.event_time, record.offset
 
 
-def _usable(label: Scalar, kind: str) -> bool:
+def usable(label: Scalar, kind: str) -> bool:
     if label is None or kind == "classification":
         return label is not None
     return isinstance(label, (bool, int, float)) and math.isfinite(label)
 
 
-def _joined(
+def joined(
     records: Iterable[PredictionRecord],
     labels: Mapping[str, Scalar],
     offsets: tuple[OffsetRange, ...],
@@ -267,7 +267,7 @@ def _joined(
     ordered = sorted(records, key=lambda record: (record.event_time, record.partition, record.offset))
     return LabelledRows.sorted(
         pd.DataFrame.from_records([record.features for record in ordered]),
-        [_truth(record, labels) for record in ordered],
+        [truth(record, labels) for record in ordered],
         [record.event_time.timestamp() for record in ordered],
         [record.prediction for record in ordered],
         [record.probability for record in ordered],

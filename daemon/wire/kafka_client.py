@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -482,6 +483,36 @@ def log_bounds(
     """The first offset left and the next to be written, of each partition of the topic."""
     with admin(settings) as client:
         return bounds(client, describe(settings, client, (topic,), needs))
+
+
+def bounds_between(
+    settings: KafkaSettings, topic: str, since: datetime | None, until: datetime | None
+) -> dict[Partition, tuple[int, int]]:
+    """
+    The offsets whose Kafka timestamps lie in `since <= timestamp < until`; None: from, or to, where it ends.
+
+    Kafka finds the first record that is not older: timestamps that fall within a partition are its affair.
+    """
+    with admin(settings) as client:
+        found = bounds(client, describe(settings, client, (topic,), "Read"))
+        first = _offsets_at(client, found, since)
+        end = _offsets_at(client, found, until)
+    return {one: (first.get(one, whole[0]), end.get(one, whole[1])) for one, whole in found.items()}
+
+
+def _offsets_at(
+    client: Any, found: Mapping[Partition, tuple[int, int]], moment: datetime | None
+) -> dict[Partition, int]:
+    if moment is None or not found:
+        return {}
+    wanted = {TopicPartition(one.topic, one.index): one for one in found}
+    at = dict.fromkeys(wanted, round(moment.timestamp() * 1000))
+    listed = client.list_partition_offsets(at, timeout_ms=int(REQUEST_SECONDS * 1000))
+    # Kafka says -1 where every record is older.
+    return {
+        ours: listed[theirs].offset if listed[theirs].offset >= 0 else found[ours][1]
+        for theirs, ours in wanted.items()
+    }
 
 
 def ensure_topics(

@@ -31,8 +31,8 @@ class Progress(AbstractContextManager["Progress"]):
             self._bars.stop()
 
     @contextmanager
-    def step(self, name: str, steps: int) -> Iterator[Advance]:
-        """A bar that is full after so many steps."""
+    def step(self, name: str, steps: int | None) -> Iterator[Advance]:
+        """A bar that is full after so many steps; None: nobody knows how many."""
         if self._bars is None:
             yield still
             return

@@ -25,9 +25,11 @@ class Replay:
     told to the monitor before another record is read.
     """
 
-    def __init__(self, settings: FlowSettings, origin: str, references: MemoryReferences) -> None:
+    def __init__(
+        self, settings: FlowSettings, origin: str, references: MemoryReferences, versions_before: int = 0
+    ) -> None:
         self.happened = Happened()
-        self.retrainer = Retrainer(settings, references)
+        self.retrainer = Retrainer(settings, references, versions_before)
         self.monitor = Monitor({settings.model: settings.settings}, references, settings.limits)
         self._model = self.monitor.models[settings.model]
         self._around = Circumstances(origin=origin, mode="retrain")

@@ -28,11 +28,18 @@ class Retrained:
 
 
 class Retrainer:
-    """The registry of one replay, and the one place where its requests are carried out."""
+    """
+    The registry of one replay, and the one place where its requests are carried out.
 
-    def __init__(self, settings: FlowSettings, references: MemoryReferences) -> None:
+    `versions_before` is how many versions the registry had when the stream began: ours are numbered on.
+    """
+
+    def __init__(
+        self, settings: FlowSettings, references: MemoryReferences, versions_before: int = 0
+    ) -> None:
         self._settings = settings
         self._references = references
+        self._before = versions_before
         self._registry = MemoryRegistry()
 
     def first(self, rows: LabelledRows) -> LoadedModel:
@@ -79,7 +86,15 @@ class Retrainer:
             "trained_from": repr(challenger.trained_from),
             "trained_until": repr(challenger.trained_until),
         }
-        new = NewModel(challenger.estimator, challenger.schema, request, "", tags, challenger.parameters)
+        new = NewModel(
+            estimator=challenger.estimator,
+            schema=challenger.schema,
+            request=request,
+            run="",
+            tags=tags,
+            parameters=challenger.parameters,
+            naming=lambda number: str(self._before + int(number)),
+        )
         return self._registry.register(new)
 
     def _promote(self, made: ModelVersion, rows: LabelledRows, reason: str, request: str) -> LoadedModel:

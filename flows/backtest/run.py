@@ -4,9 +4,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
+from daemon.wire.references import ReferenceStore
 from flows.backtest.facts import Facts, facts_of
 from flows.backtest.file_replay import FileReplay, Replayed
 from flows.backtest.options import Options
@@ -16,7 +18,10 @@ from flows.backtest.schedules import Schedule, Schedules
 from flows.backtest.stream import Stream
 from flows.backtest.table import UnusableStream, read_table
 from flows.backtest.told import tell
+from flows.backtest.topic_log import read_topic
+from flows.backtest.topic_replay import replay_topic
 from flows.scoring import Metric, MetricMismatch, metric_of
+from monitors.reference import Reference
 from monitors.settings import FlowSettings, ModelSettings
 
 
@@ -47,10 +52,15 @@ def main(options: Options) -> int:
 def backtest(options: Options, progress: Progress, known: Sequence[Schedule] | None = None) -> Tried:
     """What the policy would have done on the file; `known` are schedules that need no computing."""
     began = time.monotonic()
-    stream = read_stream(options, options.settings.settings)
-    settings = _of_kind(options.settings, stream)
+    if options.file is None:
+        settings = options.settings
+        stream, replayed = _topic(options, progress)
+    else:
+        stream = read_stream(options.file, options)
+        settings = _of_kind(options.settings, stream)
+        _metric(settings.settings, stream)
+        replayed = _file(settings, stream, options.label_lag, progress)
     metric = _metric(settings.settings, stream)
-    replayed = _replayed(settings, stream, options.label_lag, progress)
     if known is None:
         known = _scheduled(settings.settings, stream, replayed, options.label_lag, progress)
     seconds = time.monotonic() - began
@@ -58,10 +68,11 @@ def backtest(options: Options, progress: Progress, known: Sequence[Schedule] | N
     return Tried(stream, replayed, known, facts)
 
 
-def read_stream(options: Options, settings: ModelSettings) -> Stream:
+def read_stream(file: Path, options: Options) -> Stream:
     """The file as a stream."""
+    settings = options.settings.settings
     stream = read_table(
-        options.file,
+        file,
         label=options.label,
         ignore=options.ignore,
         reference_rows=settings.reference_rows,
@@ -69,8 +80,23 @@ def read_stream(options: Options, settings: ModelSettings) -> Stream:
         kind=settings.kind if options.kind_stated else None,
     )
     if wrong := [row for row in options.drifts if not 0 <= row < len(stream)]:
-        raise UnusableStream(f"--drift-at {wrong[0]}: {options.file} has rows 0 to {len(stream) - 1}")
+        raise UnusableStream(f"--drift-at {wrong[0]}: {file} has rows 0 to {len(stream) - 1}")
     return stream
+
+
+def _topic(options: Options, progress: Progress) -> tuple[Stream, Replayed]:
+    settings = options.settings
+    with progress.step("reading", None):
+        log = read_topic(settings, options.models, options.since, options.until)
+    store = ReferenceStore(settings.registry.references_url)
+
+    def look(model: str, version: str) -> Reference | None:
+        found = store.read(model, version)
+        return None if found is None else Reference.from_bytes(found[0])
+
+    ours = sum(record.model == settings.model for record in log.predictions)
+    with progress.step("replay", ours) as advance:
+        return replay_topic(settings, log, look, advance)
 
 
 def _of_kind(settings: FlowSettings, stream: Stream) -> FlowSettings:
@@ -85,7 +111,7 @@ def _metric(settings: ModelSettings, stream: Stream) -> Metric:
         raise UnusableStream(f"{stream.case}: its labels look like a {stream.kind}'s: {error}") from error
 
 
-def _replayed(settings: FlowSettings, stream: Stream, label_lag: int, progress: Progress) -> Replayed:
+def _file(settings: FlowSettings, stream: Stream, label_lag: int, progress: Progress) -> Replayed:
     with progress.step("replay", stream.live_rows) as advance:
         return FileReplay(settings, stream, label_lag, advance).run()
 
@@ -94,6 +120,6 @@ def _scheduled(
     settings: ModelSettings, stream: Stream, replayed: Replayed, label_lag: int, progress: Progress
 ) -> Sequence[Schedule]:
     ends = list(dict.fromkeys(window.end_row for window in replayed.happened.windows))
-    schedules = Schedules(settings, stream, ends, label_lag)
+    schedules = Schedules(settings, stream, ends, label_lag, replayed.never)
     with progress.step("schedules", schedules.cost) as advance:
         return schedules.run(advance)

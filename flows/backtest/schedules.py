@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from flows.backtest.progress import Advance, still
 from flows.backtest.stream import Said, Stream
 from flows.errors import NotRetrainable
+from flows.rows import LabelledRows
 from flows.training import Challenger, answers, fit_span
 from monitors.settings import ModelSettings
 
@@ -42,11 +43,13 @@ class Schedules:
         stream: Stream,
         ends: Sequence[int],
         label_lag: int,
+        logged: Said | None = None,
     ) -> None:
         self._settings = settings
         self._stream = stream
         self._ends = [end for end in ends if end < len(stream)]
         self._lag = label_lag
+        self._logged = logged
         self._advance: Advance = still
         self._fits: dict[int, Challenger | None] = {}
 
@@ -75,20 +78,32 @@ class Schedules:
         return Schedule(every, count, said)
 
     def _answer(self, said: Said, champion: Challenger | None, start: int, end: int) -> None:
-        if champion is None or end <= start:
+        if end <= start:
+            return
+        if champion is None:
+            self._repeat(said, start, end)
             return
         rows = self._stream.features.iloc[start:end]
         found = answers("schedule", champion.schema, champion.estimator, rows)
         said.put(start, found.predictions, found.probabilities)
+
+    def _repeat(self, said: Said, start: int, end: int) -> None:
+        """Before there is a model of ours, what was logged stands."""
+        if self._logged is not None:
+            probabilities = self._logged.probabilities[start:end]
+            said.put(start, self._logged.predictions[start:end], probabilities)
 
     def _fitted(self, known_until: int) -> Challenger | None:
         """A model of the newest labelled rows before this one; None where they teach nothing."""
         if known_until not in self._fits:
             rows = self._stream.labelled(0, known_until)
             newest = rows.between(max(0, len(rows) - self._settings.reference_rows), len(rows))
-            try:
-                self._fits[known_until] = fit_span(self._settings, newest)
-            except NotRetrainable:
-                self._fits[known_until] = None
+            self._fits[known_until] = self._fit(newest)
             self._advance(1)
         return self._fits[known_until]
+
+    def _fit(self, rows: LabelledRows) -> Challenger | None:
+        try:
+            return fit_span(self._settings, rows) if len(rows) else None
+        except NotRetrainable:
+            return None

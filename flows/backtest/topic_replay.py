@@ -1,0 +1,212 @@
+"""The replay of a topic: what was logged, until a champion of the replay's own answers instead."""
+
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flows.backtest.file_replay import Replayed
+from flows.backtest.progress import Advance, still
+from flows.backtest.references import Look, MemoryReferences, StoredReference
+from flows.backtest.replay import Replay
+from flows.backtest.stream import Said, Stream
+from flows.backtest.topic_log import TopicLog
+from flows.data import joined, plain_scalar, rank, truth, usable
+from flows.registry import LoadedModel
+from flows.rows import LabelledRows
+from monitors.episodes import Judged
+from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord, Scalar
+from monitors.settings import FlowSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_BLOCK_ROWS = 500
+
+
+def replay_topic(
+    settings: FlowSettings, log: TopicLog, look: Look, advance: Advance = still
+) -> tuple[Stream, Replayed]:
+    """
+    Replay the log; references are looked up and never written.
+
+    A version whose reference was learned from these very records learns it again, at the same record.
+    """
+    stored: frozenset[str] = frozenset()
+    while True:
+        try:
+            return TopicReplay(
+                settings, log, MemoryReferences(settings.settings, look, stored), advance
+            ).run()
+        except StoredReference as found:
+            stored |= {found.version}
+
+
+class TopicReplay:
+    """
+    Feeds a log to a replay. Labels wait until the window of their time has closed, as they do live.
+
+    A record that the replay's own champion would have answered, and that another version was logged
+    for, is answered by that champion; all others are taken as they were logged.
+    """
+
+    def __init__(
+        self, settings: FlowSettings, log: TopicLog, references: MemoryReferences, advance: Advance = still
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._advance = advance
+        self._ours = [record for record in log.predictions if record.model == settings.model]
+        first = self._ours[0].model_version
+        self._replay = Replay(settings, log.origin, references, _names_after(first))
+        self._lines = {partition: deque(line) for partition, line in log.lines.items()}
+        self._left = _counts(log)
+        self._labels: dict[str, Scalar] = {}
+        self._fed: list[PredictionRecord] = []
+        self._champion: LoadedModel | None = None
+        self._answered: dict[int, tuple[Scalar, float | None]] = {}
+        self._promotions = [(0, first)]
+
+    def run(self) -> tuple[Stream, Replayed]:
+        """From the first record to the last; the stream are the rows that the model was asked for."""
+        for record in self._log.predictions:
+            self._left[record.partition] -= 1
+            if record.model == self._settings.model:
+                self._observe(self._served(record))
+                self._advance(1)
+            else:
+                self._replay.monitor.times.advance(record.partition, record.event_time)
+            self._close()
+        self._close()
+        return self._stream(), Replayed(
+            self._replay.happened, self._said(self._fed), self._said(self._ours), tuple(self._promotions)
+        )
+
+    def _observe(self, record: PredictionRecord) -> None:
+        self._fed.append(record)
+        if record.label is not None:
+            self._labels.setdefault(record.id, record.label)
+        try:
+            self._replay.observe(record)
+        except InvalidRecord:
+            # A version, or a partition, too many: the daemon's windows do without it, too.
+            return
+
+    def _close(self) -> None:
+        """Judge what is done, take the labels that are due, judge again, and carry out what was asked for."""
+        closed = self._replay.close(self._predicting(), self._labelling(), self._end_row)
+        if not self._take_labels() and not closed:
+            return
+        self._replay.close(self._predicting(), self._labelling(), self._end_row)
+        promoted = self._replay.settle(self._known)
+        if promoted is not None:
+            self._champion, self._answered = promoted, {}
+            self._promotions.append((len(self._fed), promoted.model_version))
+
+    def _take_labels(self) -> bool:
+        taken = False
+        for line in self._lines.values():
+            while line and (self._foreign(line[0]) or not self._replay.monitor.ahead(line[0])):
+                record = line.popleft()
+                taken = True
+                if self._foreign(record):
+                    self._replay.monitor.times.advance(record.partition, record.event_time)
+                    continue
+                self._labels[record.id] = record.label
+                self._replay.observe(record)
+        return taken
+
+    def _foreign(self, record: LabelRecord) -> bool:
+        return record.model != self._settings.model
+
+    def _predicting(self) -> Collection[Partition]:
+        """The partitions that windows wait for: those that still have records, or all at the very end."""
+        return [one for one, left in self._left.items() if left] or list(self._left)
+
+    def _labelling(self) -> Collection[Partition]:
+        return [one for one, line in self._lines.items() if line] or list(self._lines)
+
+    def _end_row(self, judged: Judged) -> int:
+        return len(self._fed)
+
+    def _served(self, record: PredictionRecord) -> PredictionRecord:
+        champion = self._champion
+        if champion is None or record.model_version == champion.model_version:
+            return record
+        place = len(self._fed)
+        if place not in self._answered:
+            self._answer(champion, place)
+        prediction, probability = self._answered[place]
+        return msgspec.structs.replace(
+            record, model_version=champion.model_version, prediction=prediction, probability=probability
+        )
+
+    def _answer(self, champion: LoadedModel, start: int) -> None:
+        """Some rows at once, for a model takes hardly longer to answer many."""
+        rows = self._ours[start : start + _BLOCK_ROWS]
+        answers = champion.answers(_frame(rows))
+        for place, prediction in enumerate(answers.predictions):
+            probability = None if answers.probabilities is None else float(answers.probabilities[place])
+            self._answered[start + place] = plain_scalar(prediction), probability
+
+    def _known(self) -> LabelledRows:
+        """The newest rows whose label has been told, joined as the flow joins them."""
+        kind, newest = self._settings.settings.kind, self._settings.settings.data.max_rows
+        serving = self._promotions[-1][1]
+        rows: dict[str, PredictionRecord] = {}
+        for record in reversed(self._fed):
+            if len(rows) >= newest:
+                break
+            if usable(truth(record, self._labels), kind):
+                held = rows.get(record.id)
+                if held is None or rank(record, serving) > rank(held, serving):
+                    rows[record.id] = record
+        return joined(rows.values(), self._labels, (), newest)
+
+    def _stream(self) -> Stream:
+        """All rows with all labels, for whoever adds up."""
+        import numpy as np
+
+        labels = np.empty(len(self._fed), dtype=object)
+        told = {**self._labels, **{label.id: label.label for line in self._lines.values() for label in line}}
+        kind = self._settings.settings.kind
+        found = [truth(record, told) for record in self._fed]
+        labels[:] = [label if usable(label, kind) else None for label in found]
+        return Stream(
+            case=self._settings.model,
+            kind=kind,
+            features=_frame(self._fed),
+            labels=labels,
+            times=tuple(record.event_time for record in self._fed),
+            segments=tuple(record.segment for record in self._fed),
+            reference_rows=0,
+        )
+
+    def _said(self, records: Collection[PredictionRecord]) -> Said:
+        import numpy as np
+
+        said = Said.nothing(len(records))
+        probabilities = [np.nan if one.probability is None else one.probability for one in records]
+        predictions = np.empty(len(records), dtype=object)
+        predictions[:] = [one.prediction for one in records]
+        said.put(0, predictions, np.array(probabilities, dtype=float))
+        return said
+
+
+def _frame(records: Collection[PredictionRecord]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame.from_records([record.features for record in records])
+
+
+def _counts(log: TopicLog) -> dict[Partition, int]:
+    counts: dict[Partition, int] = {}
+    for record in log.predictions:
+        counts[record.partition] = counts.get(record.partition, 0) + 1
+    return counts
+
+
+def _names_after(version: str) -> int:
+    """The registry numbers on after the version that served first, if that was a number of it."""
+    return int(version) if version.isdecimal() else 0
