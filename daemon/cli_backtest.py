@@ -146,7 +146,6 @@ def add_backtest(commands: Any, add: Callable[..., Any]) -> None:
         (
             "sales.parquet --label churned",
             "sales.csv --label churned --reference-rows 5000 --window-rows 500 --json",
-            "sales.parquet --label churned --config retrain-daemon.toml --metric auc --label-lag 4",
             "--topic --config retrain-daemon.toml --from 30d --report last-month.html",
         ),
     )

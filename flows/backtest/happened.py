@@ -10,7 +10,7 @@ import msgspec
 from flows.verdict import Verdict as GateVerdict
 from monitors.drift import DriftScore
 from monitors.episodes import Judged
-from monitors.events import Event, Kind, OffsetRange, Outcome, RetrainRequest
+from monitors.events import Event, Kind, Outcome, RetrainRequest
 from monitors.performance import Performance
 
 _LEAST_P = 1e-300
@@ -23,16 +23,13 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     One judged window; `number` counts from 0, and `end_row` is the first row after it.
 
     `strengths` say by column how far its score is, where 1 is the threshold; `drifted` and `broken`
-    are columns.
+    are columns, and `judged` is the evidence that a ledger would hold.
     """
 
+    judged: Judged
     number: int
     end_row: int
     version: str
-    key: int
-    start: datetime
-    end: datetime
-    spans: tuple[OffsetRange, ...]
     verdict: str
     clause: str
     drift_share: float
@@ -85,13 +82,10 @@ class Happened:
         """Note a window."""
         self.windows.append(
             Window(
+                judged=judged,
                 number=len(self.windows),
                 end_row=end_row,
                 version=judged.version,
-                key=judged.key,
-                start=judged.start,
-                end=judged.end,
-                spans=judged.spans,
                 verdict=str(judged.decision.verdict),
                 clause=judged.decision.clause,
                 drift_share=judged.report.drift_share,

@@ -165,7 +165,7 @@ def test_windows_of_time_close_by_the_event_times() -> None:
         SETTINGS, window=WindowSettings(seconds=60.0 * WINDOW, grace_seconds=0.0, min_rows=10)
     )
     replayed = replay(stream(), model=timed)
-    lengths = {(window.end - window.start).total_seconds() for window in replayed.happened.windows}
+    lengths = {(one.judged.end - one.judged.start).total_seconds() for one in replayed.happened.windows}
     assert lengths == {60.0 * WINDOW}
     assert replayed.happened.count("promoted")
 
