@@ -56,6 +56,8 @@ RANGES = {
     "http.port": PORT,
     "models.*.reference_rows": FROM_1,
     "models.*.label_horizon_seconds": ABOVE_0,
+    "models.*.max_pending_rows": FROM_1,
+    "models.*.max_pending_seconds": ABOVE_0,
     "models.*.window.rows": FROM_1,
     "models.*.window.seconds": ABOVE_0,
     "models.*.window.idle_seconds": ABOVE_0,
@@ -120,6 +122,7 @@ def shared_problems(config: "Config", rules: Rules) -> None:
     _models(config, rules)
     for name, model in config.models.items():
         _window(f"models.{dotted((name,))}.window", model, rules)
+        _pending(f"models.{dotted((name,))}", model, rules)
         _policy(f"models.{dotted((name,))}", model, rules)
         _training(f"models.{dotted((name,))}", model, config, rules)
         _gate(f"models.{dotted((name,))}", model, rules)
@@ -280,6 +283,21 @@ def _window(key: str, model: ModelSettings, rules: Rules) -> None:
         window.min_rows <= window.max_rows,
         f"{key}.max_rows",
         f"is {window.max_rows}, less than min_rows ({window.min_rows}); raise it",
+    )
+
+
+def _pending(key: str, model: ModelSettings, rules: Rules) -> None:
+    rows = model.window.rows or model.window.max_rows
+    rules.require(
+        model.max_pending_seconds >= model.label_horizon_seconds,
+        f"{key}.max_pending_seconds",
+        f"is {model.max_pending_seconds}, less than label_horizon_seconds "
+        f"({model.label_horizon_seconds}); raise it",
+    )
+    rules.require(
+        model.max_pending_rows >= rows,
+        f"{key}.max_pending_rows",
+        f"is {model.max_pending_rows}, less than the {rows} rows of one window; raise it",
     )
 
 

@@ -44,6 +44,8 @@ class JudgedBy(msgspec.Struct, frozen=True):
             settings,
             schedule="",
             label_horizon_seconds=0.0,
+            max_pending_rows=0,
+            max_pending_seconds=0.0,
             data=DataSettings(),
             training=TrainingSettings(),
             gate=GateSettings(),

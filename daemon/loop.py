@@ -21,6 +21,7 @@ from monitors.drift import WindowRows
 from monitors.episodes import Circumstances, Judged
 from monitors.events import Event, Kind, Outcome
 from monitors.monitor import Monitor, References, Result
+from monitors.performance import Performance
 from monitors.policy import Verdict
 from monitors.records import (
     Decoder,
@@ -381,10 +382,11 @@ class Loop:
     def _close(self, monitor: Monitor) -> Result:
         labels_topic = self.settings.labels_topic
         active = self._active()
+        labels = [partition for partition in active if partition.topic == labels_topic]
         return monitor.close(
             self._circumstances(),
             [partition for partition in active if partition.topic != labels_topic],
-            [partition for partition in active if partition.topic == labels_topic],
+            labels if labels_topic else None,
         )
 
     def _active(self) -> list[Partition]:
@@ -434,6 +436,8 @@ class Loop:
         monitor, began = self._monitor, time.monotonic()
         self._dead_letters.flush()
         moved = {p: Position(self._next[p], monitor.times.of(p), self._source.log_id(p)) for p in self._moved}
+        for model, performance in result.performances:
+            self._give_up(model, performance)
         told = {event.payload.get("report_url") for event in result.events}
         urls = [self._reviews.url_of(one.model, one.version, one.key) for one in result.judged]
         reports = [url if url in told else "" for url in urls]
@@ -458,6 +462,22 @@ class Loop:
             self._reviews.offer(judged, rows, wanted=bool(report))
         for event in result.events:
             log.info("event_recorded", kind=str(event.kind), model=event.model, id=str(event.id))
+
+    def _give_up(self, model: str, performance: Performance) -> None:
+        """Predictions that waited for labels in vain are counted and told of, never just forgotten."""
+        if not performance.expired:
+            return
+        name = "predictions_expired"
+        self._counters[name] = self._counters.get(name, 0) + performance.expired
+        log.warning(
+            "predictions_expired",
+            model=model,
+            version=performance.version,
+            window=performance.key,
+            expired=performance.expired,
+            labelled=performance.labelled,
+            remedy="do labels still come? else raise max_pending_rows or max_pending_seconds",
+        )
 
     def _grounds(self, judged: Judged, rows: WindowRows) -> Grounds:
         digest, by = rows_digest(rows), self._judged_by[judged.model].digest

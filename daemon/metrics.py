@@ -84,6 +84,8 @@ class Metrics(Observer):
         for model, changes in step.models.items():
             for name, changed in changes.versions.items():
                 self._count_late(model, name, changed.state.windows.late)
+        for model, performance in step.performances:
+            self._expired.labels(model).inc(performance.expired)
         for event in step.events:
             self._events.labels(event.model, str(event.kind)).inc()
 
@@ -119,6 +121,9 @@ class Metrics(Observer):
         self._dead_letters = self._counter("dead_letters", "Records that could not be read, by code.", "code")
         self._late = self._counter(
             "late_records", "Records that came after their window was closed.", "model", "version"
+        )
+        self._expired = self._counter(
+            "predictions_expired", "Sampled predictions that waited for their label in vain.", "model"
         )
         self._windows = self._counter(
             "windows_judged", "Windows judged, by verdict.", "model", "version", "verdict"
@@ -163,6 +168,7 @@ class Metrics(Observer):
         for role in ROLES:
             self._role.labels(role).set(role == "joining")
         for model in models:
+            self._expired.labels(model)
             for kind in COUNTED_KINDS:
                 self._events.labels(model, str(kind))
             for result in REVIEWS:

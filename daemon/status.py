@@ -13,6 +13,7 @@ def ledger_status(ledger: Ledger, models: list[str]) -> dict[str, Any]:
     return {
         "records": counters.get("records", 0),
         "dead_letters": counters.get("dead_letters", 0),
+        "predictions_expired": counters.get("predictions_expired", 0),
         "outbox_waiting": ledger.waiting_count(),
         "models": {model: _model_status(ledger, model) for model in models},
     }

@@ -15,6 +15,8 @@ def show(status: Mapping[str, Any], console: Console | None = None) -> None:
         f"{status['outbox_waiting']:,} events waiting to be delivered",
         highlight=False,
     )
+    if expired := status["predictions_expired"]:
+        console.print(f"{expired:,} predictions gave up waiting for their label", highlight=False)
     console.print(_models(status["models"]))
     requests = [(name, request) for name, model in status["models"].items() for request in model["requests"]]
     if requests:

@@ -1,7 +1,7 @@
 """The monitor: records go in, judged windows and events come out. Everything decided, nothing done."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
 
 import msgspec
@@ -9,7 +9,7 @@ import msgspec
 from monitors.drift import DriftEngine, DriftReport, WindowRows
 from monitors.episodes import Circumstances, Judged, ModelState, on_champion, on_outcome, on_window
 from monitors.events import Event, Outcome
-from monitors.performance import EarlyLabel, LabelChanges, Labels, PendingWindow, Performance
+from monitors.performance import EarlyLabel, LabelChanges, Labels, Patience, PendingWindow, Performance
 from monitors.policy import Decision, PolicyState, Verdict, step
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings
@@ -17,6 +17,8 @@ from monitors.windows import ClosedWindow, StreamTimes, Windows, WindowsState, c
 
 # How many windows' worth of labels may wait for their window to close.
 EARLY_WINDOWS = 10
+# How far the labels have come where none come later.
+_NO_MORE_LABELS = datetime.max.replace(tzinfo=UTC)
 
 Learn = Callable[[Sequence[PredictionRecord]], DriftEngine]
 
@@ -154,7 +156,7 @@ class ModelMonitor:
         self._touched: set[str] = set()
         self._saved: set[str] = set()
         capacity = EARLY_WINDOWS * (settings.window.rows or settings.window.max_rows)
-        self._labels = Labels(settings.kind, capacity, settings.label_horizon_seconds)
+        self._labels = Labels(settings.kind, capacity, _patience(settings))
         if saved is not None:
             self._restore(saved)
 
@@ -231,9 +233,11 @@ class ModelMonitor:
         self.state, events = on_window(around, self.settings.policy, self.state, judged)
         return judged, events
 
-    def performances(self, label_time: datetime | None) -> list[Performance]:
+    def performances(
+        self, label_time: datetime | None, prediction_time: datetime | None
+    ) -> list[Performance]:
         """The second judgements that have become possible."""
-        return self._labels.close(label_time)
+        return self._labels.close(label_time, prediction_time)
 
     def outcome(self, request: str, outcome: Outcome) -> tuple[Event, ...]:
         """A request of this model ended."""
@@ -339,13 +343,13 @@ class Monitor:
         self,
         circumstances: Callable[[str, str, ClosedWindow], Circumstances],
         predictions: Collection[Partition],
-        labels: Collection[Partition],
+        labels: Collection[Partition] | None,
     ) -> Result:
         """
         Judge all windows that are done, given the partitions that count (owned and not idle).
 
-        They are judged in (end, model, version, key) order. Where no label partition counts, predictions
-        wait for labels until the predictions themselves have passed the horizon, and not for ever.
+        They are judged in (end, model, version, key) order. `labels` is None where labels come with
+        the predictions or not at all, so that no window waits for any.
         """
         stream_time = self.times.passed(predictions)
         self._closed_by, self._idle = stream_time, not predictions
@@ -361,11 +365,19 @@ class Monitor:
             one, told = self.models[name].judge(circumstances(name, version, window), version, window)
             judged.append(one)
             events += told
-        label_time = self.times.passed(labels) if labels else stream_time
+        label_time = _NO_MORE_LABELS if labels is None else self.times.passed(labels)
         performances = [
             (name, performance)
             for name, model in self.models.items()
-            for performance in model.performances(label_time)
+            for performance in model.performances(label_time, stream_time)
         ]
         rows = tuple(entry[3].rows for entry in closed)
         return Result(tuple(judged), rows, tuple(events), tuple(performances))
+
+
+def _patience(settings: ModelSettings) -> Patience:
+    return Patience(
+        horizon=timedelta(seconds=settings.label_horizon_seconds),
+        longest=timedelta(seconds=settings.max_pending_seconds),
+        rows=settings.max_pending_rows,
+    )

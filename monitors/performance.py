@@ -22,7 +22,11 @@ class PendingWindow(msgspec.Struct):
 
 
 class Performance(msgspec.Struct, frozen=True):
-    """The second judgement of a window; `score` is None where no label came."""
+    """
+    The second judgement of a window; `score` is None where no label came.
+
+    `expired` predictions had no label when the window was given up, before its labels were due.
+    """
 
     version: str
     key: int
@@ -30,6 +34,21 @@ class Performance(msgspec.Struct, frozen=True):
     score: float | None
     labelled: int
     unlabelled: int
+    expired: int = 0
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """
+    How long predictions wait for labels.
+
+    A window is judged when the labels have passed its end by `horizon`. It is given up, and judged
+    on the labels that came, when the predictions have passed its end by `longest` (the labels may
+    have fallen silent), or when it is the oldest and more than `rows` predictions wait.
+    """
+
+    horizon: timedelta
+    longest: timedelta
+    rows: int
 
 
 class EarlyLabel(msgspec.Struct, frozen=True):
@@ -67,11 +86,12 @@ class Labels:
     closed, nor on how soon it was judged.
     """
 
-    def __init__(self, kind: Literal["classification", "regression"], capacity: int, horizon_seconds: float):
+    def __init__(self, kind: Literal["classification", "regression"], capacity: int, patience: Patience):
         self._metric: Literal["accuracy", "mae"] = "accuracy" if kind == "classification" else "mae"
         self._capacity = capacity
-        self._horizon = timedelta(seconds=horizon_seconds)
+        self._patience = patience
         self._pending: dict[tuple[str, int], PendingWindow] = {}
+        self._waiting = 0
         self._home: dict[str, tuple[str, int]] = {}
         self._early: OrderedDict[str, EarlyLabel] = OrderedDict()
         self._early_end = 0
@@ -91,6 +111,7 @@ class Labels:
             elif early is not None and self._in_time(window, early.earlier):
                 window.labels[row.id] = early.label
         self._pending[version, key] = window
+        self._waiting += len(window.predictions)
         self._expected.append((version, key))
 
     def add(self, record: LabelRecord, earlier: datetime | None) -> None:
@@ -103,14 +124,33 @@ class Labels:
             self._pending[home].labels[record.id] = record.label
             self._matched.setdefault(home, {})[record.id] = record.label
 
-    def close(self, label_time: datetime | None) -> list[Performance]:
-        """Judge the windows with all labels in, or whose horizon `label_time` has passed."""
-        done = [
+    def close(self, label_time: datetime | None, prediction_time: datetime | None) -> list[Performance]:
+        """
+        Judge the windows with all labels in, those whose labels are due, and those to give up.
+
+        The times are how far either stream has come in event time; None: nobody knows.
+        """
+        judged = [self._judge(window) for window in self._due(label_time)]
+        return judged + [self._judge(window, given_up=True) for window in self._hopeless(prediction_time)]
+
+    def _due(self, label_time: datetime | None) -> list[PendingWindow]:
+        return [
             window
             for window in self._pending.values()
-            if _is_complete(window) or (label_time is not None and window.end + self._horizon <= label_time)
+            if _is_complete(window)
+            or (label_time is not None and window.end + self._patience.horizon <= label_time)
         ]
-        return [self._judge(window) for window in done]
+
+    def _hopeless(self, prediction_time: datetime | None) -> list[PendingWindow]:
+        """The oldest windows, of those that waited too long or are too many."""
+        hopeless, waiting = [], self._waiting
+        for window in sorted(self._pending.values(), key=lambda window: (window.end, window.key)):
+            late = prediction_time is not None and window.end + self._patience.longest <= prediction_time
+            if not late and waiting <= self._patience.rows:
+                break
+            hopeless.append(window)
+            waiting -= len(window.predictions)
+        return hopeless
 
     def take_changes(self) -> LabelChanges:
         """What happened since this was last asked for."""
@@ -133,6 +173,7 @@ class Labels:
         self._early_end = early_end
         for window in windows:
             self._pending[window.version, window.key] = window
+            self._waiting += len(window.predictions)
             self._home.update(dict.fromkeys(window.predictions, (window.version, window.key)))
 
     def _keep(self, label: EarlyLabel) -> None:
@@ -143,10 +184,11 @@ class Labels:
             self._early.popitem(last=False)
 
     def _in_time(self, window: PendingWindow, earlier: datetime | None) -> bool:
-        return earlier is None or earlier < window.end + self._horizon
+        return earlier is None or earlier < window.end + self._patience.horizon
 
-    def _judge(self, window: PendingWindow) -> Performance:
+    def _judge(self, window: PendingWindow, given_up: bool = False) -> Performance:
         del self._pending[window.version, window.key]
+        self._waiting -= len(window.predictions)
         self._judged.append((window.version, window.key))
         for record_id in window.predictions:
             self._home.pop(record_id, None)
@@ -158,7 +200,8 @@ class Labels:
         mean = sum(losses) / len(losses) if losses else None
         score = mean if mean is None or self._metric == "mae" else 1.0 - mean
         unlabelled = len(window.predictions) - len(losses)
-        return Performance(window.version, window.key, self._metric, score, len(losses), unlabelled)
+        expired = len(window.predictions) - len(window.labels) if given_up else 0
+        return Performance(window.version, window.key, self._metric, score, len(losses), unlabelled, expired)
 
 
 def _is_complete(window: PendingWindow) -> bool:

@@ -84,19 +84,21 @@ class Member:
             group="g",
             member="m",
             mode="retrain",
-            models={"fraud": MODEL},
+            models={"fraud": world.model},
             limits=LimitSettings(),
-            labels_topic="labels",
+            labels_topic=world.labels_topic,
             checkpoint_seconds=3_600.0,
         )
         store = ReferenceStore(str(world.folder / "references"))
         self.loop = Loop(
             settings,
-            Quick(world.log, KafkaSettings(labels_topic="labels", start="earliest")),
-            make_decoder({topic: FieldSettings() for topic in TOPICS}, "labels", ["fraud"], LimitSettings()),
+            Quick(world.log, KafkaSettings(labels_topic=world.labels_topic, start="earliest")),
+            make_decoder(
+                {topic: FieldSettings() for topic in TOPICS}, world.labels_topic, ["fraud"], LimitSettings()
+            ),
             letters,
             self.ledger,
-            StoredEngines(store, {"fraud": MODEL}, "compiled", EvidentlyWorker()),
+            StoredEngines(store, {"fraud": world.model}, "compiled", EvidentlyWorker()),
             NoReviews(),
             self.metrics,
         )
@@ -139,6 +141,8 @@ class Watched:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.model = MODEL
+        self.labels_topic = "labels"
         self.log = MemoryLog()
         for topic in TOPICS:
             self.log.create(topic)
@@ -154,7 +158,7 @@ class Watched:
         for _ in range(count):
             number, self._rows = self._rows, self._rows + 1
             features = {"x": number * 7 % 50 + shift, "y": number * 3 % 40 + shift}
-            self._write(
+            self.write(
                 "predictions",
                 number if at is None else at,
                 {"model_version": version, "id": f"r{number}", "features": features, "prediction": 1},
@@ -162,12 +166,12 @@ class Watched:
 
     def label(self, numbers: Sequence[int], at: int) -> None:
         for number in numbers:
-            self._write("labels", at, {"id": f"r{number}", "label": number % 2})
+            self.write("labels", at, {"id": f"r{number}", "label": number % 2})
 
     def garbage(self, value: bytes) -> None:
         self.log.append(Partition("predictions", 0), value, timestamp_ms=int(START.timestamp() * 1000))
 
-    def _write(self, topic: str, at: int, body: Mapping[str, Any]) -> None:
+    def write(self, topic: str, at: int, body: Mapping[str, Any]) -> None:
         time = START + timedelta(seconds=at)
         value = json.dumps({"model": "fraud", "event_time": time.isoformat(), **body}).encode()
         self.log.append(Partition(topic, 0), value, timestamp_ms=int(time.timestamp() * 1000))
