@@ -51,6 +51,8 @@ class Daemon:
 
         self._config = config
         self._ledger = Ledger(config.ledger.url)
+        # What a damaged page led to could not be told from a decision.
+        self._ledger.inspect()
         self._worker = EvidentlyWorker()
         store = ReferenceStore(config.registry.references_url)
         self._engines = StoredEngines(store, config.models, config.drift.engine, self._worker)

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from traceback import format_exception
 
 import structlog
 
@@ -81,29 +82,37 @@ class Delivery:
 
     def _round(self, api: PrefectApi, outbox: Outbox, watcher: Watcher) -> None:
         try:
-            outbox.deliver()
-            if outbox.retry_seconds:
-                self.reachable = False
-                return
-            if self._due("watch", self._settings.poll_seconds):
-                watcher.look()
-            if self._due("prune", PRUNE_SECONDS):
-                forgotten = self._ledger.prune(now() - self._retention)
-                log.debug("ledger_pruned", rows=forgotten)
-            if self._due("beat", self._settings.heartbeat_seconds):
-                self._beat(api)
-            self.reachable = True
-        except PrefectUnavailable as error:
-            self.reachable = False
-            log.warning("prefect_unavailable", error=str(error))
-            self._stop.wait(2.0)
-        except PrefectError as error:
-            log.error("prefect_refused", error=str(error))
-            self._stop.wait(5.0)
+            self.reachable = self._deliver(api, outbox, watcher)
         except (StaleOwner, LedgerError) as error:
             # The loop meets the same at its next checkpoint, and ends the process.
             log.error("delivery_held", error=str(error))
             self._stop.wait(2.0)
+        except PrefectUnavailable as error:
+            self._rest_from("prefect_unavailable", str(error), 2.0)
+        except PrefectError as error:
+            self._rest_from("prefect_refused", str(error), 5.0)
+        except Exception as error:  # noqa: BLE001 - all it knows is in the ledger, and a dead thread tells nobody
+            said = "".join(format_exception(error))
+            self._rest_from("delivery_failed", said, 5.0)
+
+    def _deliver(self, api: PrefectApi, outbox: Outbox, watcher: Watcher) -> bool:
+        """Everything that is due; False if Prefect takes nothing now."""
+        outbox.deliver()
+        if outbox.retry_seconds:
+            return False
+        if self._due("watch", self._settings.poll_seconds):
+            watcher.look()
+        if self._due("prune", PRUNE_SECONDS):
+            forgotten = self._ledger.prune(now() - self._retention)
+            log.debug("ledger_pruned", rows=forgotten)
+        if self._due("beat", self._settings.heartbeat_seconds):
+            self._beat(api)
+        return True
+
+    def _rest_from(self, what: str, error: str, seconds: float) -> None:
+        self.reachable = False
+        log.error(what, error=error)
+        self._stop.wait(seconds)
 
     def _due(self, what: str, seconds: float) -> bool:
         if time.monotonic() - self._done_at.get(what, 0.0) < seconds:

@@ -134,6 +134,10 @@ class Ledger:
         """Let go of all connections."""
         self._database.close()
 
+    def inspect(self) -> None:
+        """Raise `LedgerError` with the remedy if the ledger is damaged."""
+        self._database.inspect()
+
     # --- ownership -------------------------------------------------------------------------------
 
     def take_over(self, scope: str, member: str) -> int:
@@ -226,15 +230,7 @@ class Ledger:
             tx.execute(
                 sa.update(tables.outbox).where(tables.outbox.c.number == row.number).values(posted_at=at)
             )
-            if row.kind == Kind.RETRAIN_REQUESTED:
-                tx.execute(
-                    sa.update(tables.requests)
-                    .where(
-                        tables.requests.c.id == row.request,
-                        tables.requests.c.state.in_(("waiting", "posted")),
-                    )
-                    .values(state="posted", posted_at=at, posts=tables.requests.c.posts + 1)
-                )
+            _count_posting(tx, row, at)
 
     def mark_failed(self, row: OutboxRow) -> None:
         """Prefect could not be reached; the event stays in line."""
@@ -246,11 +242,15 @@ class Ledger:
             )
 
     def mark_refused(self, row: OutboxRow, reason: str) -> None:
-        """Prefect will never take this event; it is kept, with the reason, and no longer tried."""
+        """
+        Prefect will never take this event; it is kept, with the reason, and no longer tried.
+
+        A request has been posted all the same: what it asks for is still to be proved.
+        """
         with self._owned() as tx:
-            tx.execute(
-                sa.update(tables.outbox).where(tables.outbox.c.number == row.number).values(refusal=reason)
-            )
+            refused = sa.update(tables.outbox).where(tables.outbox.c.number == row.number)
+            tx.execute(refused.values(refusal=reason))
+            _count_posting(tx, row, _text(now()))
 
     def post_again(self, request: str) -> None:
         """Put a request's event in line once more: same id, same body, same `occurred`."""
@@ -705,6 +705,16 @@ def _write_event(tx: sa.Connection, event: Event, at: str) -> None:
                 payload=msgspec.json.encode(event.payload).decode(),
                 asked_at=at,
             )
+        )
+
+
+def _count_posting(tx: sa.Connection, row: OutboxRow, at: str) -> None:
+    """A request whose event was posted, or refused for good, is the watcher's from now on."""
+    if row.kind == Kind.RETRAIN_REQUESTED:
+        tx.execute(
+            sa.update(tables.requests)
+            .where(tables.requests.c.id == row.request, tables.requests.c.state.in_(("waiting", "posted")))
+            .values(state="posted", posted_at=at, posts=tables.requests.c.posts + 1)
         )
 
 

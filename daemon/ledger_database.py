@@ -64,6 +64,15 @@ class Database:
         """Let go of all connections."""
         self._engine.dispose()
 
+    def inspect(self) -> None:
+        """Raise `LedgerError` if the file's structure is damaged; a second for each gigabyte or so."""
+        if not self.is_sqlite:
+            return
+        with self.reading() as tx:
+            found = str(tx.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+        if found != "ok":
+            raise LedgerError(f"the ledger {self.shown}: {_DAMAGED} ({found})")
+
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that sees one moment; it waits for nobody. Raises `LedgerError`."""

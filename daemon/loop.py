@@ -227,6 +227,9 @@ class Loop:
         self._source.losses()  # what was found gone before belongs to a state that was dropped
         logs = {partition: restored.positions[partition].log for partition in owned}
         self._next = dict(self._source.seek(owned, logs))
+        if missing := {f"{p.topic}/{p.index}": at for p, at in self._next.items() if p not in owned}:
+            # A first start, a new partition, or a ledger that was lost: whoever runs it knows which.
+            log.warning("positions_missing", offsets=missing, remedy="none: they begin as kafka.start says")
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
         self._counters = dict(restored.counters)

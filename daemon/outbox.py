@@ -7,9 +7,12 @@ import msgspec
 import structlog
 
 from daemon.ledger import Ledger
-from daemon.wire.prefect import PrefectRefused, PrefectUnavailable
+from daemon.wire.prefect import PrefectError, PrefectRefused
 
 log = structlog.get_logger()
+
+# Said of the event itself (0: by ourselves). Any other refusal, of a password or an address, can be mended.
+ABOUT_THE_EVENT = frozenset({0, 400, 413, 422})
 
 
 class Outbox:
@@ -37,16 +40,16 @@ class Outbox:
             for row in rows:
                 try:
                     self._post(msgspec.json.decode(row.body))
-                except PrefectUnavailable as error:
+                except PrefectError as error:
+                    if isinstance(error, PrefectRefused) and error.status in ABOUT_THE_EVENT:
+                        # Nothing that waits behind it may wait for ever; the ledger keeps it with the reason.
+                        self._ledger.mark_refused(row, str(error))
+                        log.error("event_refused", kind=row.kind, id=row.id, error=str(error))
+                        continue
                     self._failures += 1
                     self._ledger.mark_failed(row)
                     log.warning("event_not_posted", kind=row.kind, id=row.id, error=str(error))
                     return posted
-                except PrefectRefused as error:
-                    # Nothing that waits behind it may wait for ever; the ledger keeps it with the reason.
-                    self._ledger.mark_refused(row, str(error))
-                    log.error("event_refused", kind=row.kind, id=row.id, error=str(error))
-                    continue
                 self._failures = 0
                 self._ledger.mark_posted(row)
                 posted += 1

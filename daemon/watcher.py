@@ -10,7 +10,7 @@ import structlog
 from daemon.ledger import Ledger, RequestRow, now
 from daemon.loop import ChampionMoved, News, RequestEnded
 from daemon.wire.names import champion_variable, claim_variable, full_deployment_name
-from daemon.wire.prefect import created_by_automation
+from daemon.wire.prefect import PrefectRefused, created_by_automation
 from monitors.events import Event, Kind, Outcome
 from monitors.settings import PrefectSettings
 
@@ -74,7 +74,7 @@ class Watcher:
         """One round: open requests, champions, promotions that nobody serves."""
         for request in self._ledger.requests(open_only=True):
             if request.state != "waiting" and request.id not in self._told:
-                self._look_at(request)
+                self._look_alone(request)
         for model in self._models:
             self._look_at_champion(model)
         for request in self._ledger.unserved_promotions():
@@ -86,6 +86,16 @@ class Watcher:
         self._champions.clear()
 
     # --- requests --------------------------------------------------------------------------------
+
+    def _look_alone(self, request: RequestRow) -> None:
+        """What is wrong with one request holds up that one, and is told; the others go on."""
+        try:
+            self._look_at(request)
+        except PrefectRefused as error:
+            self._unconfirmed(request, f"Prefect refuses what it needs: {error}", "held")
+        except msgspec.ValidationError as error:
+            name = claim_variable(request.id, 1)
+            self._unconfirmed(request, f"its claim cannot be read ({error}): mend variable {name}", "held")
 
     def _look_at(self, request: RequestRow) -> None:
         claim = self._claim(request.id)
@@ -114,8 +124,8 @@ class Watcher:
         log.info("request_confirmed", model=request.model, request=request.id, run=claim.run, created_by=how)
 
     def _end(self, request: RequestRow, outcome: Outcome) -> None:
-        self._told.add(request.id)
         self._tell(RequestEnded(request.model, request.id, outcome))
+        self._told.add(request.id)
 
     def _look_after(self, request: RequestRow, claim: Claim) -> None:
         """
@@ -237,11 +247,11 @@ class Watcher:
         notice = self._prefect.read_variable(champion_variable(model))
         if not isinstance(notice, dict) or notice == self._champions.get(model):
             return
-        self._champions[model] = notice
         action: Literal["promoted", "rolled-back"] = (
             "rolled-back" if notice.get("action") == "rolled-back" else "promoted"
         )
         self._tell(ChampionMoved(model, str(notice.get("model_version", "")), action))
+        self._champions[model] = notice
 
     def _look_at_serving(self, request: RequestRow) -> None:
         assert request.outcome is not None and request.ended_at is not None

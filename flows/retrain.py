@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from daemon.wire.names import FLOW
-from daemon.wire.prefect import PrefectApi, PrefectError, PrefectNotConfigured
+from daemon.wire.prefect import PrefectApi, PrefectNotConfigured
 from flows import promotion
 from flows.announcements import announce_outcome
 from flows.audit import AuditRecord, ChampionMoved
@@ -29,7 +29,7 @@ from flows.mlflow_registry import located, public, registered_name
 from flows.model_card import Card
 from flows.registry import ModelVersion, Registry, open_registry
 from flows.rows import LabelledRows
-from flows.steps import Step, as_task, in_process
+from flows.steps import Step, as_task, in_process, patiently
 from flows.training import train
 from flows.verdict import Verdict
 from monitors.events import NAMESPACE, Outcome, RetrainRequest
@@ -223,7 +223,7 @@ def _promote(
         evaluation,
         job.request_id,
         job.run,
-        lambda: job.claims.require(claim),
+        lambda: patiently(lambda: job.claims.require(claim)),
     )
 
 
@@ -234,16 +234,17 @@ def _announce(job: Job, result: Result) -> None:
     if version is not None and verdict is not None:
         tags = {"verdict": verdict.action, "sentence": verdict.sentence}
         job.registry.describe(version.version, tags, card)
-    job.publish(card)
-    if job.api is not None:
+    if (api := job.api) is not None:
         # A notice of a champion that is none any more would send the daemon looking for it.
         current = result.outcome.registry_version == job.registry.champion_version()
         record = result.record if current else None
-        announce_outcome(job.api, job.settings, job.request_id, job.request, result.outcome, record)
+        told = (job.settings, job.request_id, job.request, result.outcome, record)
+        patiently(lambda: announce_outcome(api, *told))
+    job.publish(card)
 
 
 def _finish(job: Job, claim: Claim, outcome: Outcome) -> Claim:
-    return job.claims.finish(claim, outcome)
+    return patiently(lambda: job.claims.finish(claim, outcome))
 
 
 # Outcomes
@@ -253,8 +254,8 @@ def _told(job: Job, result: Result) -> Outcome:
     """Announce; a failure to do so changes nothing about what has been done."""
     try:
         job.step(_announce, job, result)
-    except (FlowError, PrefectError, OSError) as error:
-        log.warning("outcome_unannounced", model=job.settings.model, reason=str(error))
+    except Exception as error:  # noqa: BLE001 - Prefect's own client raises whatever its libraries do
+        log.warning("outcome_unannounced", model=job.settings.model, reason=_reason(error))
     return result.outcome
 
 

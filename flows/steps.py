@@ -1,7 +1,10 @@
 """Steps: how one step of a run is carried out, as a Prefect task or plainly in this process."""
 
+import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, TypeVar
+
+import structlog
 
 from daemon.wire.kafka_client import KafkaUnreachable
 from daemon.wire.prefect import PrefectUnavailable
@@ -10,6 +13,7 @@ from flows.audit import ChampionMoved
 from flows.errors import Fenced, NotRetrainable
 from flows.registry import RegistryUnavailable
 
+log = structlog.get_logger()
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -24,6 +28,9 @@ _TRANSIENT = (
 # These are answers, and no reason to show a failed task.
 _ANSWERS = (NotRetrainable, Fenced, ChampionMoved)
 RETRY_DELAYS = [1.0, 5.0, 20.0]
+# What is done is done: it waits so long for a server to be told of it, and asks so often.
+OUTAGE_SECONDS = 900.0
+ASK_SECONDS = 5.0
 
 
 class Step(Protocol):
@@ -61,6 +68,19 @@ def as_task(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     if answer is not None:
         raise answer
     return result  # type: ignore[no-any-return]
+
+
+def patiently(work: Callable[[], R], seconds: float = OUTAGE_SECONDS) -> R:
+    """Carry it out once the Prefect server answers; `PrefectUnavailable` if it does not for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except PrefectUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("prefect_awaited", reason=str(error))
+            time.sleep(ASK_SECONDS)
 
 
 def _is_transient(task: Any, run: Any, state: Any) -> bool:

@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,13 +15,15 @@ import pytest
 
 from daemon.delivery import Delivery
 from daemon.ledger import Checkpoint, Ledger, RequestRow, now
-from daemon.loop import News, RequestEnded
+from daemon.ledger_metrics import LedgerMetrics
+from daemon.loop import ChampionMoved, News, RequestEnded
 from daemon.outbox import Outbox
 from daemon.ownership import Ownership
+from daemon.status import ledger_status
 from daemon.watcher import Watcher
 from daemon.wire.local_prefect import LocalPrefectServer
-from daemon.wire.names import claim_variable, full_deployment_name
-from daemon.wire.prefect import PrefectApi, created_by_automation
+from daemon.wire.names import champion_variable, claim_variable, full_deployment_name
+from daemon.wire.prefect import PrefectApi, PrefectRefused, PrefectUnavailable, created_by_automation
 from flows.automations import RETRAIN, automation_name
 from flows.deploy import deploy
 from monitors.events import Event, Kind, OffsetRange, Outcome, RetrainRequest
@@ -53,6 +56,7 @@ class Delivering:
             limits=LimitSettings(),
             registry=RegistrySettings(),
         )
+        self.flow = flow
         deploy([flow], self.settings)
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
         self.ledger.take_over("g", "m")
@@ -300,3 +304,144 @@ def test_what_is_written_is_delivered_at_once_and_nobody_asks_in_between(deliver
     finally:
         delivery.close(timeout_seconds=60.0)
     assert not delivery._thread.is_alive(), "closing does not wait for the next look"
+
+
+# --- an operator's hand, and what is wrong with one request ------------------------------------------
+
+
+def held(delivering: Delivering) -> str:
+    """What the request waits for, as status and metrics have it."""
+    (request,) = ledger_status(delivering.ledger, [delivering.model])["models"][delivering.model]["requests"]
+    metrics = LedgerMetrics(delivering.ledger, [delivering.model], 0.0, lambda: True, lambda: True)
+    (family,) = [one for one in metrics.collect() if one.name == "retrain_daemon_held_requests"]
+    (sample,) = family.samples
+    assert sample.value == (request["held"] is not None)
+    return request["held"] or ""
+
+
+def assert_it_goes_on(delivering: Delivering) -> None:
+    """By the event, or by a run of our own where Prefect has seen the event and does no more about it."""
+    delivering.watcher.look()
+    assert held(delivering) == ""
+    delivering.outbox.deliver()
+    delivering.watcher.look()
+    runs = eventually(delivering.runs)
+    assert {run["parameters"]["request"]["request"] for run in runs} == {delivering.request}
+    direct = [run["idempotency_key"] for run in runs if not created_by_automation(run)]
+    assert direct in ([], [delivering.request])
+
+
+def test_what_waited_for_its_automation_goes_on_once_it_is_enabled(delivering: Delivering) -> None:
+    (automation,) = delivering.api.automations(automation_name(delivering.model, RETRAIN))
+    delivering.api.call("PATCH", f"/automations/{automation['id']}", {"enabled": False})
+    delivering.outbox.deliver()
+    delivering.watcher.look()
+    assert "disabled: enable it in Prefect" in held(delivering) and delivering.runs() == []
+    delivering.api.call("PATCH", f"/automations/{automation['id']}", {"enabled": True})
+    assert_it_goes_on(delivering)
+
+
+def test_its_deployment_resumed_a_request_goes_on(delivering: Delivering) -> None:
+    deployment = delivering.api.deployment(full_deployment_name(delivering.model))
+    assert deployment is not None
+    delivering.api.call("POST", f"/deployments/{deployment['id']}/pause_deployment")
+    Outbox(delivering.ledger, lambda body: None).deliver()
+    delivering.watcher.look()
+    assert "paused: resume it in Prefect" in held(delivering)
+    delivering.api.call("POST", f"/deployments/{deployment['id']}/resume_deployment")
+    assert_it_goes_on(delivering)
+
+
+def test_a_deployment_that_is_gone_is_told_of_and_waited_for(delivering: Delivering) -> None:
+    deployment = delivering.api.deployment(full_deployment_name(delivering.model))
+    assert deployment is not None
+    delivering.api.call("DELETE", f"/deployments/{deployment['id']}")
+    delivering.outbox.deliver()
+    for _ in range(3):
+        delivering.watcher.look()
+    (told,) = delivering.unconfirmed()
+    assert told["action"] == "held" and told["reason"] == held(delivering)
+    assert "does not exist: run `retrain-daemon deploy`" in told["reason"]
+    deploy([delivering.flow], delivering.settings)
+    assert_it_goes_on(delivering)
+
+
+def test_a_run_that_died_waits_for_its_deployment_like_a_first_one(delivering: Delivering) -> None:
+    delivering.outbox.deliver()
+    (run,) = eventually(delivering.runs)
+    delivering.claim(run["id"])
+    delivering.watcher.look()
+    deployment = delivering.api.deployment(full_deployment_name(delivering.model))
+    assert deployment is not None
+    # Its runs go with it.
+    delivering.api.call("DELETE", f"/deployments/{deployment['id']}")
+    for _ in range(3):
+        delivering.watcher.look()
+    assert "its run died, and deployment" in held(delivering) and delivering.news == []
+    deploy([delivering.flow], delivering.settings)
+    delivering.watcher.look()
+    assert held(delivering) == ""
+    assert [other["idempotency_key"] for other in delivering.runs()] == [f"{delivering.request}-again"]
+
+
+def test_an_unanswered_creation_of_a_run_creates_one(
+    delivering: Delivering, gate_to: Callable[[str], Any]
+) -> None:
+    outbox = Outbox(delivering.ledger, lambda body: None)
+    outbox.deliver()
+    delivering.watcher.look()
+    outbox.deliver()
+    gate = gate_to(delivering.api.url)
+    reached = threading.Event()
+    gate.drop(b"/create_flow_run", then=reached.set)
+    with PrefectApi(gate.url) as api:
+        watcher = Watcher(delivering.ledger, api, delivering.settings, {}, delivering.news.append)
+        with suppress(PrefectUnavailable):
+            watcher.look()
+        assert reached.is_set()
+        watcher.look()
+    assert [run["idempotency_key"] for run in delivering.runs()] == [delivering.request]
+
+
+def test_an_event_that_is_refused_for_good_does_not_end_its_request(delivering: Delivering) -> None:
+    def refuse(body: Any) -> None:
+        raise PrefectRefused("it is too large")
+
+    outbox = Outbox(delivering.ledger, refuse)
+    for _ in range(2):
+        outbox.deliver()
+        delivering.watcher.look()
+    assert [told["action"] for told in delivering.unconfirmed()] == ["posted again", "created directly"]
+    (run,) = delivering.runs()
+    assert run["idempotency_key"] == delivering.request
+
+
+def test_a_spoilt_claim_holds_up_its_request_and_no_other(delivering: Delivering) -> None:
+    name = claim_variable(delivering.request, 1)
+    delivering.api.set_variable(name, {"spoilt": True})
+    delivering.api.set_variable(champion_variable(delivering.model), {"model_version": "7"})
+    delivering.outbox.deliver()
+    delivering.watcher.look()
+    assert f"mend variable {name}" in held(delivering)
+    assert delivering.news == [ChampionMoved(delivering.model, "7", "promoted")]
+
+
+def test_delivery_outlives_what_nobody_thought_of(delivering: Delivering) -> None:
+    delivering.api.set_variable(champion_variable(delivering.model), {"model_version": "7"})
+    told: list[News] = []
+
+    def tell(news: News) -> None:
+        told.append(news)
+        if len(told) == 1:
+            raise RuntimeError("nobody thought of this")
+
+    owner, models = Ownership(), {delivering.model: None}
+    delivery = Delivery(delivering.ledger, delivering.settings, models, owner, tell, 86_400.0)
+    delivery.start()
+    owner.begin(models)
+    try:
+        eventually(lambda: len(told) == 2)
+        eventually(lambda: delivery.reachable)
+    finally:
+        delivery.close(timeout_seconds=60.0)
+    assert told == [ChampionMoved(delivering.model, "7", "promoted")] * 2
