@@ -1,11 +1,15 @@
 """A server that wants an auth string and CSRF tokens: the profile opens it, others are told why not."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from daemon.ledger import Ledger
+from daemon.outbox import Outbox
 from daemon.wire.local_prefect import LocalPrefectServer
 from daemon.wire.prefect import PrefectApi, PrefectRefused
+from monitors.events import Event, Kind
 
 pytestmark = pytest.mark.prefect
 
@@ -62,3 +66,19 @@ def test_without_csrf_support_the_server_refuses(guarded_server: LocalPrefectSer
         pytest.raises(PrefectRefused, match="CSRF"),
     ):
         api.create_variable("closed", 1)
+
+
+def test_events_wait_for_the_right_auth_string(guarded_server: LocalPrefectServer, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger.take_over("g", "m")
+    ledger.add_events([Event(kind=Kind.DATA_LOST, model="fraud", subject="here", payload={})])
+    for auth, posted in (("admin:wrong-secret", 0), ("admin:right-secret", 1)):
+        with (
+            temporary_settings({PREFECT_API_AUTH_STRING: auth}),
+            PrefectApi(guarded_server.url) as api,
+        ):
+            assert Outbox(ledger, api.post_event).deliver() == posted
+        assert (ledger.waiting_count(), ledger.refused_count()) == (1 - posted, 0)
+    ledger.close()

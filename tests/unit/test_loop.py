@@ -76,7 +76,7 @@ class World:
         self.folder = folder
         self.letters = Letters()
         self.reviews = NoReviews()
-        self.kafka = KafkaSettings(labels_topic="labels", start="earliest")
+        self.kafka = KafkaSettings(labels_topic="labels", start="earliest", group="g")
         self._rows = 0
         self._ledgers: list[Ledger] = []
 
@@ -373,6 +373,19 @@ def test_nothing_is_acknowledged_before_the_dead_letters_are(world: World) -> No
     with pytest.raises(ConnectionError):
         loop.run(_StopAfter(1))  # type: ignore[arg-type]
     assert world.ledger.counters() == {}
+
+
+def test_kafka_is_told_of_nothing_that_the_ledger_does_not_have(world: World) -> None:
+    loop = world.process()
+    world.predict(60)
+    cycles(loop)
+    loop._checkpoint(Result())
+    assert world.log.committed["g", P0] == 60
+    Ledger(f"sqlite:///{world.folder / 'ledger.db'}").take_over("g", "other")
+    world.predict(60)
+    with pytest.raises(StaleOwner):
+        cycles(loop)
+    assert world.log.committed["g", P0] == 60
 
 
 class _StopAfter:
