@@ -199,7 +199,7 @@ def experienced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
     world.predict(150, shift=60.0)
     world.predict(3, at=0)
     world.garbage(b"{")
-    world.label(range(350), at=340)
+    world.label(range(350), at=290)
     member.cycles()
     yield member
     world.close()
