@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from daemon.wire.prefect import PrefectUnavailable
 from daemon.wire.references import ReferenceStore
 from flows import promotion
 from flows.audit import ChampionMoved, NoEarlierChampion
@@ -392,3 +394,37 @@ def test_bootstrapping_twice_with_the_same_rows_changes_nothing(settings: FlowSe
     other = world(400, False, seed=2)
     with pytest.raises(ChampionMoved):
         bootstrap_champion(settings, features(other), other["label"])
+
+
+class Away(FolderVariables):
+    """Files that a server would hold, which is away for so many calls once the run has claimed."""
+
+    calls = 8
+
+    def update_variable(self, name: str, value: Any) -> None:
+        if self.calls > 0:
+            self.calls -= 1
+            raise PrefectUnavailable("the server is away")
+        super().update_variable(name, value)
+
+
+def test_an_outcome_waits_for_a_server_that_is_away(
+    settings: FlowSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More calls than a step is tried again: an outcome that was lost would cost another retraining."""
+    monkeypatch.setattr("flows.steps.ASK_SECONDS", 0.01)
+    keep(settings, world(120, False, seed=1))
+    request, variables = asked(settings), Away(tmp_path / "claims")
+    outcome = act(replace(job(settings, tmp_path, request), variables=variables))
+    claim = Claims(variables).holder(request.request)
+    assert claim is not None and claim.outcome == outcome
+    assert (outcome.action, variables.calls) == ("refused", 0)
+
+
+def test_telling_of_a_promotion_cannot_undo_it(settings: FlowSettings, tmp_path: Path) -> None:
+    def fail(card: str) -> None:
+        raise RuntimeError("whatever the client of a server that is away raises")
+
+    drifted(settings)
+    outcome = act(job(settings, tmp_path, asked(settings), publish=fail))
+    assert (outcome.action, champion_version(settings)) == ("promoted", "2")

@@ -165,6 +165,19 @@ def test_it_learns_stays_quiet_and_then_asks(world: World) -> None:
     assert world.reviews.wanted == [5], "the window that asked gets its report"
 
 
+def test_an_event_occurred_when_it_was_first_written_and_not_when_its_window_was(world: World) -> None:
+    began = datetime.now(UTC)
+    loop = world.process()
+    world.predict(200)
+    world.predict(100, shift=60.0)
+    cycles(loop)
+    bodies = [json.loads(row["body"]) for row in world.ledger.events()]
+    assert len(bodies) == 2
+    for body in bodies:
+        assert began <= datetime.fromisoformat(body["occurred"]) <= datetime.now(UTC)
+        assert datetime.fromisoformat(body["payload"]["window_end"]) < began
+
+
 def test_a_killed_process_is_carried_on_by_the_next(world: World) -> None:
     loop = world.process()
     world.predict(130)
