@@ -470,17 +470,10 @@ class Loop:
         """Predictions that waited for labels in vain are counted and told of, never just forgotten."""
         if not performance.expired:
             return
-        name = "predictions_expired"
-        self._counters[name] = self._counters.get(name, 0) + performance.expired
-        log.warning(
-            "predictions_expired",
-            model=model,
-            version=performance.version,
-            window=performance.key,
-            expired=performance.expired,
-            labelled=performance.labelled,
-            remedy="do labels still come? else raise max_pending_rows or max_pending_seconds",
-        )
+        counted, name = self._counters, "predictions_expired"
+        counted[name] = counted.get(name, 0) + performance.expired
+        found = {field: getattr(performance, field) for field in ("version", "key", "expired", "labelled")}
+        log.warning(name, model=model, **found)
 
     def _grounds(self, judged: Judged, rows: WindowRows) -> Grounds:
         digest, by = rows_digest(rows), self._judged_by[judged.model].digest
