@@ -79,6 +79,11 @@ def read_stream(file: Path, options: Options) -> Stream:
         least_live=settings.window.rows or 1,
         kind=settings.kind if options.kind_stated else None,
     )
+    if settings.window.rows is None and not stream.timed:
+        raise UnusableStream(
+            f"{file} has no column 'ts', and the configuration's windows are of {settings.window.seconds:g}"
+            " seconds: give windows of rows with --window-rows"
+        )
     if wrong := [row for row in options.drifts if not 0 <= row < len(stream)]:
         raise UnusableStream(f"--drift-at {wrong[0]}: {file} has rows 0 to {len(stream) - 1}")
     return stream

@@ -23,7 +23,8 @@ class Stream:
     """
     A whole stream, one entry per row in every array; the first `reference_rows` train the first champion.
 
-    `times` are aware and never fall; `labels` are None where the truth never became known.
+    `times` are aware and never fall, and are the numbers of the rows where the stream is not `timed`;
+    `labels` are None where the truth never became known.
     """
 
     case: str
@@ -33,6 +34,7 @@ class Stream:
     times: tuple[datetime, ...]
     segments: tuple[str | None, ...]
     reference_rows: int
+    timed: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)

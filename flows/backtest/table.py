@@ -69,6 +69,7 @@ def read_table(
         times=_times(path, frame, ignore),
         segments=_segments(frame, ignore),
         reference_rows=reference_rows,
+        timed=_timed(frame, ignore),
     )
 
 
@@ -171,10 +172,14 @@ def _aware(moment: datetime) -> datetime:
 
 def _times(path: Path, frame: "pd.DataFrame", ignore: Collection[str]) -> tuple[datetime, ...]:
     """Event times that never fall: where the file's do, a row has the time of the one before it."""
-    if TIME not in frame.columns or TIME in ignore:
+    if not _timed(frame, ignore):
         return tuple(EPOCH + timedelta(seconds=row) for row in range(len(frame)))
     moments = _moments(path, frame[TIME])
     return tuple(accumulate(moments, max))
+
+
+def _timed(frame: "pd.DataFrame", ignore: Collection[str]) -> bool:
+    return TIME in frame.columns and TIME not in ignore
 
 
 def _moments(path: Path, column: "pd.Series[Any]") -> list[datetime]:

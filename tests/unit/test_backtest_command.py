@@ -232,6 +232,14 @@ def test_what_cannot_be_a_stream_names_the_column_and_the_remedy(
     assert "--drift-at 5000: " in said(whole, "--drift-at", "5000")
 
 
+def test_windows_of_time_need_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, config = tmp_path / "parcels.csv", tmp_path / "hourly.toml"
+    rows().to_csv(file, index=False)
+    config.write_text("[models.parcels]\nreference_rows = 400\n[models.parcels.window]\nseconds = 3600\n")
+    told = complaint(capsys, str(file), "--label", "late", "--config", str(config))
+    assert "has no column 'ts'" in told and "--window-rows" in told
+
+
 def test_files_that_are_not_there_or_not_readable_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
