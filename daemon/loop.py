@@ -400,9 +400,10 @@ class Loop:
         return [p for p in self._next if p not in drained or p in self._held or self._heard[p] >= oldest]
 
     def _lags(self) -> dict[Partition, int]:
-        """The records of each partition that are in the log and not yet taken."""
+        """The records of each partition that could be taken and are not; labels may have to wait."""
         ends = self._source.ends()
-        return {one: max(0, ends[one] - at) for one, at in self._next.items() if one in ends}
+        lags = {one: max(0, ends[one] - at) for one, at in self._next.items() if one in ends}
+        return lags | dict.fromkeys(self._held & lags.keys(), 0)
 
     def _circumstances(self) -> Callable[[str, str, ClosedWindow], Circumstances]:
         silences: dict[str, datetime] | None = None

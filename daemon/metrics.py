@@ -139,7 +139,10 @@ class Metrics(Observer):
         self._role = self._gauge("role", "1 for what this member is in its consumer group.", "role")
         self._kafka_reachable = self._gauge("kafka_reachable", "Whether Kafka answered lately.")
         self._lag = self._gauge(
-            "kafka_lag_records", "Records in the log that are not yet read.", "topic", "partition"
+            "kafka_lag_records",
+            "Records in the log that are not yet read; not counting labels that wait for their window's end.",
+            "topic",
+            "partition",
         )
         self._stream_time = self._gauge(
             "stream_time_timestamp_seconds",

@@ -1,7 +1,7 @@
 """The loop over an in-memory log and a real ledger: order of effects, losses, outcomes, labels."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 from daemon.engines import StoredEngines
 from daemon.evidently_worker import EvidentlyWorker
 from daemon.ledger import Checkpoint, Ledger
-from daemon.loop import ChampionMoved, Loop, LoopSettings, RequestEnded
+from daemon.loop import ChampionMoved, Loop, LoopSettings, Observer, RequestEnded, Role
 from daemon.memory import MemoryDeadLetters, MemoryLog, MemorySource
 from daemon.wire.references import ReferenceStore
 from monitors.decoding import make_decoder
@@ -288,6 +288,22 @@ def test_labels_ahead_of_their_predictions_wait(world: World) -> None:
     world.predict(40)
     cycles(loop)
     assert [row["labelled"] for row in world.ledger.windows("fraud")] == [50, 50]
+
+
+def test_labels_that_wait_are_no_lag(world: World) -> None:
+    lags: list[Mapping[Partition, int]] = []
+
+    class Watching(Observer):
+        def cycled(self, role: Role, reachable: bool, lags_now: Mapping[Partition, int]) -> None:
+            lags.append(lags_now)
+
+    loop = world.process()
+    loop._observer = Watching()
+    world.predict(60)
+    world.label(range(100), at=99)
+    loop.run(_StopAfter(3))  # type: ignore[arg-type]
+    assert lags[-1] == {P0: 0, LABELS: 0}
+    assert world.ledger.counters()["records"] == 60
 
 
 def test_labels_read_at_once_with_their_predictions_all_find_them(world: World) -> None:
