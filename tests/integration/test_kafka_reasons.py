@@ -128,9 +128,9 @@ def wrong(secured: Any, what: str) -> tuple[dict[str, str], str]:
     """Settings that are wrong in one way, and what is to be said of it."""
     port = secured.broker.bootstrap_servers.rpartition(":")[2]
     return {
-        "password": ({"sasl_password": "not-the-password"}, "SaslAuthenticationFailed"),
+        "password": ({"sasl_password": "not-the-password"}, "check kafka.sasl_username and the password"),
         "authority": ({"ssl_cafile": str(secured.stranger.certificate)}, "set kafka.ssl_cafile"),
-        "host name": ({"bootstrap_servers": f"localhost:{port}"}, "certificate is not valid for 'localhost'"),
+        "host name": ({"bootstrap_servers": f"localhost:{port}"}, "as its certificate does"),
     }[what]
 
 
