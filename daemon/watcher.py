@@ -67,6 +67,7 @@ class Watcher:
         self._models = models
         self._tell = tell
         self._told: set[str] = set()
+        self._created: set[str] = set()
         self._champions: dict[str, object] = {}
         self._failing: dict[str, int] = {}
 
@@ -174,7 +175,9 @@ class Watcher:
         run = self._prefect.create_run(
             deployment["id"], {"request": msgspec.json.decode(request.payload)}, key
         )
-        log.warning("run_created_directly", model=request.model, request=request.id, run=run["id"])
+        if key not in self._created:
+            self._created.add(key)
+            log.warning("run_created_directly", model=request.model, request=request.id, run=run["id"])
         return run
 
     def _unclaimed(self, request: RequestRow) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.delivery import Delivery
 from daemon.ledger import Checkpoint, Ledger, RequestRow, now
@@ -246,8 +247,10 @@ def test_a_run_that_died_is_carried_on_by_one_more(delivering: Delivering) -> No
     delivering.end(run["id"], "CRASHED")
     delivering.watcher.look()
     assert len(delivering.runs()) == 1, "it might have ended between two questions"
-    for _ in range(3):
-        delivering.watcher.look()
+    with capture_logs() as logs:
+        for _ in range(3):
+            delivering.watcher.look()
+    assert [line["event"] for line in logs].count("run_created_directly") == 1, "one line for one run"
     (again,) = [other for other in delivering.runs() if other["id"] != run["id"]]
     delivering.claim(again["id"], Outcome(action="promoted", sentence="yes", run=again["id"]), fence=2)
     delivering.watcher.look()
