@@ -23,3 +23,7 @@ class LedgerError(RetrainDaemonError):
 
 class LedgerAway(LedgerError):
     """The ledger's server does not answer, or not as it should; it may come back."""
+
+
+class KafkaAway(RetrainDaemonError):
+    """Kafka does not answer, or not as it should; it may come back."""

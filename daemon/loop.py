@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 import structlog
 
-from daemon.errors import LedgerAway, StaleOwner
+from daemon.errors import KafkaAway, LedgerAway, StaleOwner
 from daemon.grounds import Grounds, JudgedBy, rows_digest
 from daemon.ledger import Checkpoint, Ledger, Position, now
 from daemon.notices import data_lost, data_stalled, place
@@ -38,8 +38,8 @@ log = structlog.get_logger()
 
 # A partition with unread records that gives none for so long is stalled, or Kafka is gone.
 STALL_SECONDS = 120.0
-# How long a ledger that does not answer is left alone.
-LEDGER_SECONDS = 1.0
+# How long a ledger or a Kafka that does not answer is left alone.
+AWAY_SECONDS = 1.0
 
 
 class RequestEnded(msgspec.Struct, frozen=True):
@@ -174,8 +174,8 @@ class Loop:
             return self._cycle(timeout_seconds)
         except StaleOwner as error:
             self._step_down(error)
-        except LedgerAway as error:
-            self._wait_for_ledger(error)
+        except (LedgerAway, KafkaAway) as error:
+            self._wait(error)
         return Result()
 
     def _cycle(self, timeout_seconds: float) -> Result:
@@ -224,7 +224,9 @@ class Loop:
             for partition in assignment.partitions
             if partition in restored.positions
         }
-        self._source.losses()  # what was found gone before belongs to a state that was dropped
+        # What was found before belongs to a state that was dropped.
+        self._source.losses()
+        self._dead_letters.forget()
         logs = {partition: restored.positions[partition].log for partition in owned}
         self._next = dict(self._source.seek(owned, logs))
         if missing := {f"{p.topic}/{p.index}": at for p, at in self._next.items() if p not in owned}:
@@ -258,16 +260,16 @@ class Loop:
         self._stand_by()
         self._source.rejoin()
 
-    def _wait_for_ledger(self, error: LedgerAway) -> None:
+    def _wait(self, error: LedgerAway | KafkaAway) -> None:
         """
         Keep the place in the group, forget everything since the last checkpoint, and try again.
 
         Nobody knows whether a transaction that broke off was written: only the ledger, once it is back.
         """
         if self._role != "waiting":
-            log.error("ledger_away", error=str(error))
+            log.error(_away(error), error=str(error))
         self._stand_by("waiting")
-        time.sleep(LEDGER_SECONDS)
+        time.sleep(AWAY_SECONDS)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -431,8 +433,8 @@ class Loop:
             self._checkpoint(Result())
         except StaleOwner as error:
             log.warning("member_fenced", group=self.settings.group, error=str(error))
-        except LedgerAway as error:
-            log.error("ledger_away", error=str(error))
+        except (LedgerAway, KafkaAway) as error:
+            log.error(_away(error), error=str(error))
 
     def _checkpoint(self, result: Result) -> None:
         """Dead letters first, then everything at once, then Kafka's offsets, which nothing depends on."""
@@ -481,6 +483,10 @@ class Loop:
         if judged.decision.verdict is Verdict.LEARNING:
             return Grounds(digest, by)
         return self._engines.grounds(judged.model, judged.version, digest, by)
+
+
+def _away(error: LedgerAway | KafkaAway) -> str:
+    return "kafka_away" if isinstance(error, KafkaAway) else "ledger_away"
 
 
 def _log_window(judged: Judged, late: int) -> None:

@@ -214,5 +214,8 @@ class MemoryDeadLetters:
         self.stored += self._pending
         self._pending = []
 
+    def forget(self) -> None:
+        self._pending = []
+
     def close(self) -> None:
         """Nothing is held."""

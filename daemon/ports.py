@@ -75,10 +75,15 @@ class Source(Protocol):
 
 
 class DeadLetters(Protocol):
-    """Where records go that cannot be read. `flush` returns once all of them are stored, or raises."""
+    """
+    Where records go that cannot be read. `flush` returns once all of them are stored, or raises.
+
+    `forget` drops those that are not, as they are going to be read again.
+    """
 
     def put(self, raw: RawRecord, error: InvalidRecord) -> None: ...
     def flush(self) -> None: ...
+    def forget(self) -> None: ...
     def close(self) -> None: ...
 
 

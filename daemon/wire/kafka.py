@@ -37,6 +37,9 @@ from monitors.settings import KafkaSettings
 log = structlog.get_logger()
 
 COMMIT_SECONDS = 3.0
+# How long the loop may be held up (Evidently's patience twice over, and the ledger's) and keep its place:
+# heartbeats go on from a thread of kafka-python's. A process that hangs for longer gives it up.
+HELD_UP_SECONDS = 900.0
 END_CHECK_SECONDS = 2.0
 PROBE_SECONDS = 5.0
 
@@ -117,6 +120,7 @@ class KafkaSource:
             group_id=settings.group,
             partition_assignment_strategy=[assignor],
             max_poll_records=MAX_POLL_RECORDS,
+            max_poll_interval_ms=int(HELD_UP_SECONDS * 1000),
             session_timeout_ms=session,
             heartbeat_interval_ms=min(3_000, session // 10),
         )

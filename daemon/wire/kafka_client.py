@@ -18,7 +18,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from daemon.errors import RetrainDaemonError, UsageError
+from daemon.errors import KafkaAway, UsageError
 from monitors.records import Partition
 from monitors.settings import KafkaSettings
 
@@ -80,7 +80,7 @@ _REASONS: tuple[tuple[str, bool, str], ...] = (
 _NO_REASON = "check kafka.bootstrap_servers, kafka.security_protocol and that the broker runs"
 
 
-class KafkaUnreachable(RetrainDaemonError):
+class KafkaUnreachable(KafkaAway):
     """Kafka did not answer, or not as it should; trying again later may help."""
 
 
