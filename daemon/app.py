@@ -99,7 +99,7 @@ class Daemon:
                 self._ledger,
                 config.models,
                 config.prefect.start_deadline_seconds,
-                self._loop.owner.is_set,
+                self._loop.owner,
                 lambda: self._delivery.reachable,
             )
         )
@@ -159,6 +159,7 @@ def _loop_settings(config: Config) -> LoopSettings:
         limits=config.limits,
         labels_topic=config.kafka.labels_topic,
         checkpoint_seconds=config.ledger.checkpoint_seconds,
+        sharing=config.kafka.sharing,
     )
 
 

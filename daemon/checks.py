@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +181,7 @@ def _callables(config: Config) -> Iterator[Check]:
 def _kafka(config: Config) -> Iterator[Check]:
     from daemon.wire.kafka_client import UnknownTopic, log_bounds
 
+    known: dict[Partition, tuple[int, int]] = {}
     for topic in config.mappings:
         try:
             bounds = log_bounds(config.kafka, topic)
@@ -194,6 +195,8 @@ def _kafka(config: Config) -> Iterator[Check]:
             records = sum(end - first for first, end in bounds.values())
             yield Check("ok", f"topic {topic}", f"{len(bounds)} partitions, {records:,} offsets")
             yield from _count_windows(config, topic, len(bounds))
+            known |= bounds
+    yield from _sharing(config, known)
     try:
         log_bounds(config.kafka, config.kafka.dead_letter_topic, needs="Write")
         yield Check("ok", "dead letters", config.kafka.dead_letter_topic)
@@ -201,6 +204,29 @@ def _kafka(config: Config) -> Iterator[Check]:
         yield Check("note", "dead letters", f"{config.kafka.dead_letter_topic} is made when `start` needs it")
     except RetrainDaemonError as error:
         yield Check("failed", "dead letters", str(error))
+
+
+def _sharing(config: Config, bounds: Mapping[Partition, tuple[int, int]]) -> Iterator[Check]:
+    """Whether models span partitions, which decides how members can share them."""
+    from daemon import sharing_check
+    from daemon.wire.sharing import uneven
+
+    try:
+        places = sharing_check.look(config, bounds)
+    except RetrainDaemonError as error:
+        yield Check("note", "kafka.sharing", f"where the models are could not be seen: {error}")
+        return
+    for topic in config.mappings:
+        yield Check("ok", f"models in {topic}", places.in_topic(topic))
+    problem = uneven(bounds) or places.parted()
+    if config.kafka.sharing == "one-active":
+        possible = f'"by-model" is not possible: {problem}' if problem else '"by-model" is possible'
+        yield Check("ok", "kafka.sharing", f"one member reads, the others stand by; {possible}")
+    elif problem:
+        text = f'{problem}; key predictions and labels by model, in as many partitions, or use "one-active"'
+        yield Check("failed", "kafka.sharing", text)
+    else:
+        yield Check("ok", "kafka.sharing", "members share the models, by partition")
 
 
 def _count_windows(config: Config, topic: str, partitions: int) -> Iterator[Check]:

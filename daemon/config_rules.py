@@ -167,6 +167,11 @@ def _kafka(config: "Config", rules: Rules) -> None:
     names = [topic for _, topic in named]
     for number, (key, topic) in enumerate(named):
         rules.require(topic not in names[:number], key, f"{topic!r} is used twice; every topic has one use")
+    rules.require(
+        kafka.sharing == "one-active" or not config.ledger.url.startswith("sqlite"),
+        "kafka.sharing",
+        'is "by-model", which needs a ledger that members can share; set ledger.url to postgresql://...',
+    )
 
 
 def _security(config: "Config", rules: Rules) -> None:

@@ -13,7 +13,7 @@ from daemon.errors import StaleOwner
 from daemon.ledger import Ledger, LedgerError, now
 from daemon.loop import News
 from daemon.outbox import Outbox
-from daemon.ownership import Ownership
+from daemon.ownership import Ownership, Term
 from daemon.watcher import Watcher
 from daemon.wire.prefect import PrefectApi, PrefectError, PrefectUnavailable
 from monitors.events import Event, Kind
@@ -70,7 +70,7 @@ class Delivery:
                     if term.number != number:
                         watcher.forget()
                         number = term.number
-                    self._round(api, outbox, watcher)
+                    self._round(api, outbox, watcher, term)
                 self._rest(outbox.retry_seconds)
 
     def _rest(self, retry_seconds: float) -> None:
@@ -80,9 +80,9 @@ class Delivery:
         elif self._ledger.in_line.wait(min(self._settings.poll_seconds, self._settings.heartbeat_seconds)):
             self._ledger.in_line.clear()
 
-    def _round(self, api: PrefectApi, outbox: Outbox, watcher: Watcher) -> None:
+    def _round(self, api: PrefectApi, outbox: Outbox, watcher: Watcher, term: Term) -> None:
         try:
-            self.reachable = self._deliver(api, outbox, watcher)
+            self.reachable = self._deliver(api, outbox, watcher, term)
         except (StaleOwner, LedgerError) as error:
             # The loop meets the same at its next checkpoint, and ends the process.
             log.error("delivery_held", error=str(error))
@@ -95,18 +95,19 @@ class Delivery:
             said = "".join(format_exception(error))
             self._rest_from("delivery_failed", said, 5.0)
 
-    def _deliver(self, api: PrefectApi, outbox: Outbox, watcher: Watcher) -> bool:
+    def _deliver(self, api: PrefectApi, outbox: Outbox, watcher: Watcher, term: Term) -> bool:
         """Everything that is due; False if Prefect takes nothing now."""
-        outbox.deliver()
+        models = None if term.indexes is None else term.models(self._ledger.homes(), self._models)
+        outbox.deliver(models)
         if outbox.retry_seconds:
             return False
         if self._due("watch", self._settings.poll_seconds):
-            watcher.look()
+            watcher.look(models)
         if self._due("prune", PRUNE_SECONDS):
             forgotten = self._ledger.prune(now() - self._retention)
             log.debug("ledger_pruned", rows=forgotten)
         if self._due("beat", self._settings.heartbeat_seconds):
-            self._beat(api)
+            self._beat(api, models)
         return True
 
     def _rest_from(self, what: str, error: str, seconds: float) -> None:
@@ -120,8 +121,8 @@ class Delivery:
         self._done_at[what] = time.monotonic()
         return True
 
-    def _beat(self, api: PrefectApi) -> None:
+    def _beat(self, api: PrefectApi, models: frozenset[str] | None) -> None:
         """Heartbeats bypass the outbox: an old one is worth nothing."""
-        for model in self._models:
+        for model in self._models if models is None else models & self._models.keys():
             event = Event(kind=Kind.HEARTBEAT, model=model, subject=str(uuid.uuid4()), payload={})
             api.post_event(event.body(now()))

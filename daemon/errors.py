@@ -23,7 +23,3 @@ class LedgerError(RetrainDaemonError):
 
 class LedgerAway(LedgerError):
     """The ledger's server does not answer, or not as it should; it may come back."""
-
-
-class KafkaAway(RetrainDaemonError):
-    """Kafka does not answer, or not as it should; it may come back."""

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,11 +60,6 @@ class _Handler(BaseHTTPRequestHandler):
     status: Callable[[], dict[str, Any]]
     health: Health
     metrics: Callable[[str], tuple[bytes, str]]
-
-    def handle(self) -> None:
-        # Whoever asked may have hung up before there was an answer.
-        with suppress(ConnectionError):
-            super().handle()
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)

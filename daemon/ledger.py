@@ -1,7 +1,7 @@
 """The ledger: one transaction holds everything that a restart, an audit or the outbox needs."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -41,7 +41,11 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """Everything that becomes true at once; `grounds` go with `judged`, `settings` are by digest."""
+    """
+    Everything that becomes true at once; `grounds` go with `judged`, `settings` are by digest.
+
+    `counters` are what is to be added.
+    """
 
     positions: Mapping[Partition, Position]
     models: Mapping[str, ModelChanges]
@@ -59,7 +63,7 @@ class Restored(msgspec.Struct, frozen=True):
 
     positions: dict[Partition, Position]
     models: dict[str, ModelSaved]
-    counters: dict[str, int]
+    homes: dict[str, Partition]
 
 
 class OutboxRow(msgspec.Struct, frozen=True):
@@ -124,8 +128,7 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
-        self._epoch = 0
-        self._scope = ""
+        self._epochs: dict[str, int] = {}
         # Set once something is in line to be delivered, so that whoever delivers need not ask all the time.
         self.in_line = threading.Event()
         prepare(self._database)
@@ -140,17 +143,36 @@ class Ledger:
 
     # --- ownership -------------------------------------------------------------------------------
 
-    def take_over(self, scope: str, member: str) -> int:
-        """Become the owner of a consumer group's decisions; whoever was it before is stale from now on."""
+    def take_over(self, group: str, member: str, indexes: Collection[int] | None = None) -> int:
+        """
+        Become the owner of a group's decisions; whoever was it before is stale from now on.
+
+        With `indexes`, of those about the models at home in these partition indexes.
+        """
+        owned = [group] if indexes is None else [_scope(group, index) for index in sorted(indexes)]
         with self._database.writing() as tx:
-            epoch = _raise_epoch(tx, scope, member)
-        self._scope, self._epoch = scope, epoch
-        return epoch
+            _retire(tx, group, by_index=indexes is None)
+            epochs = {scope: _raise_epoch(tx, scope, member) for scope in owned}
+        self._epochs = epochs
+        return max(epochs.values())
+
+    def homes(self) -> dict[str, Partition]:
+        """Where each model was met first."""
+        with self._database.reading() as tx:
+            return _homes(tx)
+
+    def claim_home(self, model: str, partition: Partition) -> Partition:
+        """Where a model is at home: in this partition, unless it was met elsewhere before."""
+        place = {"topic": partition.topic, "partition": partition.index}
+        with self._owned() as tx:
+            claim = insert_or(tx, tables.homes).values(model=model, **place)
+            tx.execute(claim.on_conflict_do_nothing(index_elements=["model"]))
+            return _homes(tx)[model]
 
     # --- the loop --------------------------------------------------------------------------------
 
-    def restore(self) -> Restored:
-        """Read the last checkpoint."""
+    def restore(self, indexes: Collection[int] | None = None) -> Restored:
+        """Read the last checkpoint; with `indexes`, only the models at home in these."""
         with self._database.reading() as tx:
             positions = {
                 Partition(row.topic, row.partition): Position(
@@ -158,18 +180,19 @@ class Ledger:
                 )
                 for row in tx.execute(sa.select(tables.positions))
             }
+            homes = _homes(tx)
             models = {
-                row.model: ModelSaved(
-                    state=_state_decoder.decode(row.state),
-                    versions=_saved_versions(tx, row.model),
-                    pending=_saved_pending(tx, row.model),
-                    early=_saved_early(tx, row.model),
-                    early_end=row.early_end,
-                )
-                for row in tx.execute(sa.select(tables.models))
+                row.model: _saved_model(tx, row)
+                for row in tx.execute(sa.select(tables.models)).all()
+                if indexes is None or (row.model in homes and homes[row.model].index in indexes)
             }
-            counters = {row.name: row.value for row in tx.execute(sa.select(tables.counters))}
-        return Restored(positions, models, counters)
+        return Restored(positions, models, homes)
+
+    def restore_model(self, model: str) -> ModelSaved | None:
+        """What the last checkpoint left of one model, if there was any."""
+        with self._database.reading() as tx:
+            row = tx.execute(sa.select(tables.models).where(tables.models.c.model == model)).first()
+            return None if row is None else _saved_model(tx, row)
 
     def checkpoint(self, step: Checkpoint) -> None:
         """Write all of it or nothing. Raises `StaleOwner` if another member took over."""
@@ -186,8 +209,8 @@ class Ledger:
                 _end_request(tx, request, outcome, at)
             for event in step.events:
                 _write_event(tx, event, at)
-            for name, value in step.counters.items():
-                _put(tx, tables.counters, {"name": name}, {"value": value})
+            for name in sorted(step.counters):
+                _count(tx, name, step.counters[name])
         if step.events:
             self.in_line.set()
 
@@ -209,15 +232,11 @@ class Ledger:
 
     # --- the outbox ------------------------------------------------------------------------------
 
-    def waiting_events(self, limit: int = 20) -> list[OutboxRow]:
-        """Events that were not acknowledged yet, oldest first."""
+    def waiting_events(self, limit: int = 20, models: Collection[str] | None = None) -> list[OutboxRow]:
+        """Events (of these models) that were not acknowledged yet, oldest first."""
+        query = sa.select(tables.outbox).where(*_waiting(models)).order_by(tables.outbox.c.number)
         with self._database.reading() as tx:
-            rows = tx.execute(
-                sa.select(tables.outbox)
-                .where(tables.outbox.c.posted_at.is_(None), tables.outbox.c.refusal.is_(None))
-                .order_by(tables.outbox.c.number)
-                .limit(limit)
-            )
+            rows = tx.execute(query.limit(limit))
             return [
                 OutboxRow(row.number, row.id, row.kind, row.model, row.request, row.body, row.failures)
                 for row in rows
@@ -461,23 +480,13 @@ class Ledger:
         with self._database.reading() as tx:
             return {row.name: row.value for row in tx.execute(sa.select(tables.counters))}
 
-    def waiting_count(self) -> int:
-        """How many events are in line."""
-        query = (
-            sa.select(sa.func.count())
-            .select_from(tables.outbox)
-            .where(tables.outbox.c.posted_at.is_(None), tables.outbox.c.refusal.is_(None))
-        )
-        with self._database.reading() as tx:
-            return int(tx.execute(query).scalar_one())
+    def waiting_count(self, models: Collection[str] | None = None) -> int:
+        """How many events (of these models) are in line."""
+        return self._count_events(*_waiting(models))
 
-    def refused_count(self) -> int:
-        """How many events Prefect will never take."""
-        query = (
-            sa.select(sa.func.count()).select_from(tables.outbox).where(tables.outbox.c.refusal.is_not(None))
-        )
-        with self._database.reading() as tx:
-            return int(tx.execute(query).scalar_one())
+    def refused_count(self, models: Collection[str] | None = None) -> int:
+        """How many events (of these models) Prefect will never take."""
+        return self._count_events(tables.outbox.c.refusal.is_not(None), *_of(models))
 
     def newest_window(self, model: str, version: str, labelled: bool = False) -> dict[str, Any] | None:
         """A version's newest window that was scored, or that has its labels; without the evidence."""
@@ -496,20 +505,52 @@ class Ledger:
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _count_events(self, *conditions: sa.ColumnElement[bool]) -> int:
+        query = sa.select(sa.func.count()).select_from(tables.outbox).where(*conditions)
+        with self._database.reading() as tx:
+            return int(tx.execute(query).scalar_one())
+
     @contextmanager
     def _owned(self) -> Iterator[sa.Connection]:
+        """A transaction in which all that this member owns is its own, and stays so until the end."""
+        epochs, owners = self._epochs, tables.owners
+        query = sa.select(owners.c.scope, owners.c.epoch).where(owners.c.scope.in_(epochs))
         with self._database.writing() as tx:
-            fenced = tx.execute(
-                sa.update(tables.owners)
-                .where(tables.owners.c.scope == self._scope, tables.owners.c.epoch == self._epoch)
-                .values(epoch=self._epoch)
-            )
-            if fenced.rowcount != 1:
+            # In order, lest two that lock several wait for each other.
+            found = {
+                row.scope: row.epoch for row in tx.execute(query.order_by(owners.c.scope).with_for_update())
+            }
+            if not epochs or found != epochs:
+                lost = ", ".join(repr(scope) for scope in epochs if found.get(scope) != epochs[scope])
                 raise StaleOwner(
-                    f"another member owns {self._scope!r} in the ledger {self._database.shown} by now: "
-                    "this one stops; nothing is lost"
+                    f"another member owns {lost or 'everything'} by now in the ledger "
+                    f"{self._database.shown}: this one stops; nothing is lost"
                 )
             yield tx
+
+
+def _scope(group: str, index: int) -> str:
+    """Under which name one partition index of a group has its owner."""
+    return f"{group}#{index}"
+
+
+def _retire(tx: sa.Connection, group: str, by_index: bool) -> None:
+    """Nobody who shares the group's work in the other way writes any more: not by index, or not the one."""
+    scope = tables.owners.c.scope
+    others = scope.startswith(f"{group}#", autoescape=True) if by_index else scope == group
+    tx.execute(sa.update(tables.owners).where(others).values(epoch=tables.owners.c.epoch + 1))
+
+
+def _homes(tx: sa.Connection) -> dict[str, Partition]:
+    return {row.model: Partition(row.topic, row.partition) for row in tx.execute(sa.select(tables.homes))}
+
+
+def _of(models: Collection[str] | None) -> list[sa.ColumnElement[bool]]:
+    return [] if models is None else [tables.outbox.c.model.in_(models)]
+
+
+def _waiting(models: Collection[str] | None) -> list[sa.ColumnElement[bool]]:
+    return [tables.outbox.c.posted_at.is_(None), tables.outbox.c.refusal.is_(None), *_of(models)]
 
 
 def _text(time: datetime) -> str:
@@ -537,6 +578,13 @@ def _put(tx: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[s
     where = [table.c[name] == value for name, value in key.items()]
     if tx.execute(sa.update(table).where(*where).values(**values)).rowcount == 0:
         tx.execute(sa.insert(table).values(**key, **values))
+
+
+def _count(tx: sa.Connection, name: str, more: int) -> None:
+    """Add to a running total, to which other members add, too."""
+    first = insert_or(tx, tables.counters).values(name=name, value=more)
+    added = {"value": tables.counters.c.value + more}
+    tx.execute(first.on_conflict_do_update(index_elements=["name"], set_=added))
 
 
 def _write_position(tx: sa.Connection, partition: Partition, position: Position) -> None:
@@ -615,8 +663,9 @@ def _drop_chunks(tx: sa.Connection, model: str, version: str, kind: str, keys: I
 
 
 def _write_windows(tx: sa.Connection, step: Checkpoint, at: str) -> None:
-    for digest, body in step.settings.items():
-        _put(tx, tables.settings, {"digest": digest}, {"body": body})
+    for digest in sorted(step.settings):
+        known = insert_or(tx, tables.settings).values(digest=digest, body=step.settings[digest])
+        tx.execute(known.on_conflict_do_nothing(index_elements=["digest"]))
     for (judged, report), grounds in zip_longest(step.judged, step.grounds):
         _write_judged(tx, judged, grounds, report, at)
 
@@ -746,6 +795,16 @@ def _request_row(row: Any) -> RequestRow:
         ended_at=_time(row.ended_at),
         served=row.served,
         held=row.held,
+    )
+
+
+def _saved_model(tx: sa.Connection, row: Any) -> ModelSaved:
+    return ModelSaved(
+        state=_state_decoder.decode(row.state),
+        versions=_saved_versions(tx, row.model),
+        pending=_saved_pending(tx, row.model),
+        early=_saved_early(tx, row.model),
+        early_end=row.early_end,
     )
 
 

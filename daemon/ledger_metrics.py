@@ -11,6 +11,7 @@ import structlog
 from prometheus_client.core import GaugeMetricFamily
 
 from daemon.ledger import Ledger, LedgerError, RequestRow, now
+from daemon.ownership import Ownership, Term
 from monitors.episodes import ModelState, Stage
 from monitors.events import Outcome
 
@@ -25,8 +26,8 @@ class LedgerMetrics:
     """
     What the ledger knows, so that a restart forgets none of it.
 
-    Only the owner tells: several members may share a ledger. One reading at a time: while the
-    ledger hangs, what comes from elsewhere is still told.
+    Only the owner tells, and of what it owns: several members may share a ledger. One reading at a
+    time: while the ledger hangs, what comes from elsewhere is still told.
     """
 
     def __init__(
@@ -34,11 +35,14 @@ class LedgerMetrics:
         ledger: Ledger,
         models: Collection[str],
         start_deadline_seconds: float,
-        owner: Callable[[], bool],
+        owner: Ownership,
         prefect_reachable: Callable[[], bool],
     ) -> None:
         self._ledger = ledger
+        self._configured = models
         self._models = models
+        # Whose events count; None: everybody's, those of models that are configured no more included.
+        self._in_line: frozenset[str] | None = None
         self._deadline = start_deadline_seconds
         self._owner = owner
         self._prefect_reachable = prefect_reachable
@@ -50,12 +54,13 @@ class LedgerMetrics:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Everything, or what is left of it where the ledger does not answer."""
-        if not self._owner():
+        if (term := self._owner.term) is None:
             return
         yield _gauge("prefect_reachable", "Whether Prefect answered lately.", {(): self._prefect_reachable()})
         families: list[GaugeMetricFamily] = []
         if self._reading.acquire(timeout=READING_SECONDS):
             try:
+                self._choose(term)
                 families = [*self._outbox(), *self._states(), *self._scores(), *self._requests()]
             except LedgerError as error:
                 log.warning("metrics_incomplete", error=str(error))
@@ -64,10 +69,18 @@ class LedgerMetrics:
         yield _gauge("ledger_readable", "Whether the ledger could be read just now.", {(): bool(families)})
         yield from families
 
+    def _choose(self, term: Term) -> None:
+        if term.indexes is not None:
+            ours = term.models(self._ledger.homes(), self._configured) or frozenset()
+            self._models, self._in_line = [one for one in self._configured if one in ours], ours
+
     def _outbox(self) -> Iterator[GaugeMetricFamily]:
-        oldest = self._ledger.waiting_events(1)
+        oldest = self._ledger.waiting_events(1, self._in_line)
         age = _age(msgspec.json.decode(oldest[0].body)["occurred"]) if oldest else 0.0
-        waiting, refused = self._ledger.waiting_count(), self._ledger.refused_count()
+        waiting, refused = (
+            self._ledger.waiting_count(self._in_line),
+            self._ledger.refused_count(self._in_line),
+        )
         yield _gauge("outbox_waiting_events", "Events that Prefect has not taken yet.", {(): waiting})
         yield _gauge("outbox_refused_events", "Events that Prefect will never take.", {(): refused})
         yield _gauge("outbox_oldest_event_age_seconds", "Age of the oldest event that waits.", {(): age})

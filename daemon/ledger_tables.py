@@ -24,6 +24,14 @@ positions = sa.Table(
     # What Kafka calls the log that the offset is of: a topic made anew is another.
     sa.Column("log", sa.String(64), nullable=False, server_default=""),
 )
+# The partition in which a model was met: where models are kept apart by key, all of it is in that index.
+homes = sa.Table(
+    "homes",
+    metadata,
+    sa.Column("model", sa.String(255), primary_key=True),
+    sa.Column("topic", sa.String(255), nullable=False),
+    sa.Column("partition", sa.Integer, nullable=False),
+)
 models = sa.Table(
     "models",
     metadata,

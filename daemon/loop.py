@@ -11,12 +11,17 @@ from typing import Literal, Protocol
 import msgspec
 import structlog
 
-from daemon.errors import KafkaAway, LedgerAway, StaleOwner
+from daemon.errors import LedgerAway, StaleOwner
 from daemon.grounds import Grounds, JudgedBy, rows_digest
-from daemon.ledger import Checkpoint, Ledger, Position, now
+from daemon.ledger import Checkpoint, Ledger, Position, Restored, now
+from daemon.news import ChampionMoved as ChampionMoved
+from daemon.news import News as News
+from daemon.news import RequestEnded as RequestEnded
+from daemon.news import ScoresDisputed as ScoresDisputed
 from daemon.notices import data_lost, data_stalled, place
 from daemon.ownership import Ownership
 from daemon.ports import Assignment, DeadLetters, OffsetLoss, Source
+from daemon.stalls import Stalls
 from monitors.drift import WindowRows
 from monitors.episodes import Circumstances, Judged
 from monitors.events import Event, Kind, Outcome
@@ -38,37 +43,9 @@ log = structlog.get_logger()
 
 # A partition with unread records that gives none for so long is stalled, or Kafka is gone.
 STALL_SECONDS = 120.0
-# How long a ledger or a Kafka that does not answer is left alone.
-AWAY_SECONDS = 1.0
+# How long a ledger that does not answer is left alone.
+LEDGER_SECONDS = 1.0
 
-
-class RequestEnded(msgspec.Struct, frozen=True):
-    """News: a retraining request has its outcome."""
-
-    model: str
-    request: str
-    outcome: Outcome
-
-
-class ChampionMoved(msgspec.Struct, frozen=True):
-    """News: the registry's champion was moved by somebody else's hand."""
-
-    model: str
-    version: str
-    action: Literal["promoted", "rolled-back"]
-
-
-class ScoresDisputed(msgspec.Struct, frozen=True):
-    """News: Evidently itself scored these columns otherwise; details are names and numbers only."""
-
-    model: str
-    version: str
-    key: int
-    columns: tuple[str, ...]
-    details: tuple[str, ...]
-
-
-News = RequestEnded | ChampionMoved | ScoresDisputed
 Decoded = PredictionRecord | LabelRecord | InvalidRecord
 
 
@@ -82,6 +59,7 @@ class LoopSettings(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitSettings
     labels_topic: str
     checkpoint_seconds: float
+    sharing: Literal["one-active", "by-model"] = "one-active"
 
 
 class Reviews(Protocol):
@@ -154,8 +132,9 @@ class Loop:
         self._heard: dict[Partition, float] = {}
         self._labels: dict[Partition, deque[tuple[RawRecord, Decoded]]] = {}
         self._held: frozenset[Partition] = frozenset()
-        self._behind: dict[Partition, tuple[int, float, bool]] = {}
+        self._stalls = Stalls()
         self._counters: dict[str, int] = {}
+        self._elsewhere: set[str] = set()
         self._pending: list[Event] = []
         self._ended: list[tuple[str, Outcome]] = []
         self._saved_at = time.monotonic()
@@ -174,8 +153,8 @@ class Loop:
             return self._cycle(timeout_seconds)
         except StaleOwner as error:
             self._step_down(error)
-        except (LedgerAway, KafkaAway) as error:
-            self._wait(error)
+        except LedgerAway as error:
+            self._wait_for_ledger(error)
         return Result()
 
     def _cycle(self, timeout_seconds: float) -> Result:
@@ -212,10 +191,11 @@ class Loop:
             self._stand_by()
             log.info("member_standby", group=self.settings.group)
             return
-        epoch = self._ledger.take_over(self.settings.group, self.settings.member)
-        restored = self._ledger.restore()
+        indexes = self._indexes_of(assignment)
+        epoch = self._ledger.take_over(self.settings.group, self.settings.member, indexes)
+        restored = self._ledger.restore(indexes)
         self._origin = f"{self._source.cluster_id()}|{self.settings.group}"
-        monitor = Monitor(self.settings.models, self._engines, self.settings.limits, restored.models)
+        monitor = self._monitor_of(restored, indexes)
         for partition, position in restored.positions.items():
             if position.stream_time is not None:
                 monitor.times.restore(partition, position.stream_time)
@@ -224,9 +204,7 @@ class Loop:
             for partition in assignment.partitions
             if partition in restored.positions
         }
-        # What was found before belongs to a state that was dropped.
-        self._source.losses()
-        self._dead_letters.forget()
+        self._source.losses()  # what was found gone before belongs to a state that was dropped
         logs = {partition: restored.positions[partition].log for partition in owned}
         self._next = dict(self._source.seek(owned, logs))
         if missing := {f"{p.topic}/{p.index}": at for p, at in self._next.items() if p not in owned}:
@@ -234,17 +212,30 @@ class Loop:
             log.warning("positions_missing", offsets=missing, remedy="none: they begin as kafka.start says")
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
-        self._counters = dict(restored.counters)
+        self._counters = {}
         self._pending, self._ended = [], []
-        self._labels, self._held, self._behind = {}, frozenset(), {}
+        self._labels, self._held, self._stalls = {}, frozenset(), Stalls()
         self._source.hold(())
         self._monitor = monitor
         self._hear_losses(self._source.losses())
-        # Before anything is read: where "latest" was is now written down.
-        self._checkpoint(Result())
+        self._checkpoint(Result())  # before anything is read: where "latest" was is now written down
         self._role = "owner"
-        self.owner.begin(self.settings.models)
-        log.info("member_active", group=self.settings.group, epoch=epoch, partitions=len(self._next))
+        self.owner.begin(indexes)
+        log.info("member_active", epoch=epoch, partitions=len(self._next), models=list(monitor.models))
+
+    def _indexes_of(self, assignment: Assignment) -> frozenset[int] | None:
+        """What is owned of the group's decisions: those of some partition indexes, or (None) all."""
+        if self.settings.sharing == "one-active":
+            return None
+        return frozenset(partition.index for partition in assignment.partitions)
+
+    def _monitor_of(self, restored: Restored, indexes: frozenset[int] | None) -> Monitor:
+        settings = self.settings
+        if indexes is None:
+            return Monitor(settings.models, self._engines, settings.limits, restored.models)
+        homes = {model: home for model, home in restored.homes.items() if home.index in indexes}
+        self._elsewhere = restored.homes.keys() - homes.keys()
+        return Monitor(settings.models, self._engines, settings.limits, restored.models, homes, by_index=True)
 
     def _stand_by(self, role: Role = "standby") -> None:
         self._monitor, self._role = None, role
@@ -260,16 +251,16 @@ class Loop:
         self._stand_by()
         self._source.rejoin()
 
-    def _wait(self, error: LedgerAway | KafkaAway) -> None:
+    def _wait_for_ledger(self, error: LedgerAway) -> None:
         """
         Keep the place in the group, forget everything since the last checkpoint, and try again.
 
         Nobody knows whether a transaction that broke off was written: only the ledger, once it is back.
         """
         if self._role != "waiting":
-            log.error(_away(error), error=str(error))
+            log.error("ledger_away", error=str(error))
         self._stand_by("waiting")
-        time.sleep(AWAY_SECONDS)
+        time.sleep(LEDGER_SECONDS)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -294,12 +285,28 @@ class Loop:
         try:
             if isinstance(record, InvalidRecord):
                 raise record
+            self._make_home(self._monitor, record)
             self._monitor.observe(record)
         except InvalidRecord as error:
             self._reject(raw, error)
         self._next[raw.partition] = raw.offset + 1
         self._moved.add(raw.partition)
         self._count("records")
+
+    def _make_home(self, monitor: Monitor, record: PredictionRecord | LabelRecord) -> None:
+        """A model's first record says where all of them have to be: written down before it counts."""
+        if record.model in self._elsewhere or not monitor.homeless(record):
+            return
+        home = self._ledger.claim_home(record.model, record.partition)
+        if home.index in (owned := {partition.index for partition in self._next}):
+            monitor.admit(record.model, home, self._ledger.restore_model(record.model))
+            self.owner.begin(owned)
+            log.info("model_met", model=record.model, partition=place(home))
+        else:
+            self._elsewhere.add(record.model)
+            log.error(
+                "model_elsewhere", model=record.model, partition=place(record.partition), home=place(home)
+            )
 
     def _take_labels(self, monitor: Monitor) -> None:
         """Take the labels whose time has come; partitions with some left are read no further."""
@@ -333,23 +340,17 @@ class Loop:
             if loss.available < loss.expected:
                 self._next[loss.partition] = loss.available
             self._moved.add(loss.partition)
-            self._pending += data_lost(self._origin, self.settings.models, loss)
+            self._pending += data_lost(self._origin, self._concerned(loss.partition), loss)
 
     def _notice_stalls(self) -> None:
-        """Tell once of a partition that has records which do not come."""
-        now_ = time.monotonic()
         done = self._source.drained() | self._held
-        for partition, offset in self._next.items():
-            at, since, told = self._behind.get(partition, (offset, now_, False))
-            if partition in done or at != offset:
-                at, since, told = offset, now_, False
-            stalled = not told and partition not in done and now_ - since > STALL_SECONDS
-            self._behind[partition] = (at, since, told or stalled)
-            if stalled:
-                log.error("partition_stalled", partition=place(partition), next_offset=offset)
-                self._pending += data_stalled(
-                    self._origin, self.settings.models, partition, offset, STALL_SECONDS
-                )
+        for partition, offset in self._stalls.notice(self._next, done, STALL_SECONDS):
+            log.error("partition_stalled", partition=place(partition), next_offset=offset)
+            models = self._concerned(partition)
+            self._pending += data_stalled(self._origin, models, partition, offset, STALL_SECONDS)
+
+    def _concerned(self, partition: Partition) -> list[str]:
+        return [] if self._monitor is None else self._monitor.at_home(partition)
 
     def _hear_news(self, monitor: Monitor) -> None:
         while True:
@@ -433,8 +434,8 @@ class Loop:
             self._checkpoint(Result())
         except StaleOwner as error:
             log.warning("member_fenced", group=self.settings.group, error=str(error))
-        except (LedgerAway, KafkaAway) as error:
-            log.error(_away(error), error=str(error))
+        except LedgerAway as error:
+            log.error("ledger_away", error=str(error))
 
     def _checkpoint(self, result: Result) -> None:
         """Dead letters first, then everything at once, then Kafka's offsets, which nothing depends on."""
@@ -459,7 +460,7 @@ class Loop:
             counters=self._counters,
         )
         self._ledger.checkpoint(step)
-        self._pending, self._ended, self._moved = [], [], set()
+        self._pending, self._ended, self._moved, self._counters = [], [], set(), {}
         self._saved_at = time.monotonic()
         self._observer.kept(step, self._saved_at - began)
         self._source.commit({partition: position.next_offset for partition, position in moved.items()})
@@ -483,10 +484,6 @@ class Loop:
         if judged.decision.verdict is Verdict.LEARNING:
             return Grounds(digest, by)
         return self._engines.grounds(judged.model, judged.version, digest, by)
-
-
-def _away(error: LedgerAway | KafkaAway) -> str:
-    return "kafka_away" if isinstance(error, KafkaAway) else "ledger_away"
 
 
 def _log_window(judged: Judged, late: int) -> None:

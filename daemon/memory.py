@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from daemon.ports import NO_LOGS, Assignment, OffsetLoss
+from daemon.wire.sharing import Claim, share
 from monitors.events import OffsetRange
 from monitors.records import InvalidRecord, Partition, RawRecord
 from monitors.settings import KafkaSettings
@@ -20,6 +21,7 @@ class MemoryLog:
         self.changed = threading.Condition()
         self.members: dict[str, list[object]] = {}
         self.committed: dict[tuple[str, Partition], int] = {}
+        self.shares: dict[str, tuple[list[object], dict[int, tuple[int, ...]]]] = {}
         self._records: dict[Partition, list[RawRecord]] = {}
         self._first: dict[Partition, int] = {}
         self._ids: dict[str, str] = {}
@@ -78,7 +80,7 @@ class MemoryLog:
 
 
 class MemorySource:
-    """The port `Source` on a `MemoryLog`. The group's oldest member reads, the others stand by."""
+    """The port `Source` on a `MemoryLog`: the group's oldest member reads, or all share by index."""
 
     def __init__(self, memory: MemoryLog, settings: KafkaSettings) -> None:
         self._log = memory
@@ -152,11 +154,29 @@ class MemorySource:
             self._members.remove(self)
 
     def _hear_group(self) -> None:
-        active = bool(self._members) and self._members[0] is self
-        owned = self._log.partitions(self._topics) if active else ()
+        partitions = self._log.partitions(self._topics)
+        if self._settings.sharing == "by-model":
+            indexes = self._shared({one.index for one in partitions}).get(id(self), ())
+            owned = tuple(one for one in partitions if one.index in indexes)
+        else:
+            active = bool(self._members) and self._members[0] is self
+            owned = partitions if active else ()
         if owned != self._told:
             self._told, self._news = owned, True
             self._next = {}
+
+    def _shared(self, indexes: set[int]) -> dict[int, tuple[int, ...]]:
+        """Who has which indexes: shared out anew when a member came or went."""
+        members, shares = self._log.shares.get(self._settings.group, ([], {}))
+        if members != self._members:
+            claims = {
+                str(id(member)): Claim(1, frozenset(shares.get(id(member), ()))) for member in self._members
+            }
+            shares = (
+                {int(member): given for member, given in share(indexes, claims).items()} if claims else {}
+            )
+            self._log.shares[self._settings.group] = (list(self._members), shares)
+        return shares
 
     def _read(self) -> list[RawRecord]:
         records: list[RawRecord] = []
@@ -212,9 +232,6 @@ class MemoryDeadLetters:
 
     def flush(self) -> None:
         self.stored += self._pending
-        self._pending = []
-
-    def forget(self) -> None:
         self._pending = []
 
     def close(self) -> None:

@@ -43,10 +43,20 @@ def _logs_of_positions(tx: sa.Connection) -> None:
     tx.execute(sa.text("ALTER TABLE positions ADD COLUMN log VARCHAR(64) NOT NULL DEFAULT ''"))
 
 
+def _homes_of_models(tx: sa.Connection) -> None:
+    tx.execute(
+        sa.text(
+            "CREATE TABLE homes (model VARCHAR(255) NOT NULL, topic VARCHAR(255) NOT NULL, "
+            '"partition" INTEGER NOT NULL, PRIMARY KEY (model))'
+        )
+    )
+
+
 # In order: the first leads from schema 1 to 2.
 MIGRATIONS = (
     Migration("what holds a request up can be seen", _hold_of_requests),
     Migration("a topic that was made anew is told from the old one", _logs_of_positions),
+    Migration("members can share models by partition", _homes_of_models),
 )
 SCHEMA = FIRST_SCHEMA + len(MIGRATIONS)
 

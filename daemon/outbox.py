@@ -1,6 +1,6 @@
 """The outbox: posts what the ledger says is to be told, in order, for as long as it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -33,10 +33,10 @@ class Outbox:
         """How long to leave Prefect alone after failures in a row: 0, 1, 2, 4 ... 30 seconds."""
         return 0.0 if not self._failures else min(30.0, 2.0 ** (self._failures - 1))
 
-    def deliver(self) -> int:
-        """Post what is in line; returns how many events were acknowledged."""
+    def deliver(self, models: Collection[str] | None = None) -> int:
+        """Post what is in line (about these models); returns how many events were acknowledged."""
         posted = 0
-        while rows := self._ledger.waiting_events():
+        while rows := self._ledger.waiting_events(models=models):
             for row in rows:
                 try:
                     self._post(msgspec.json.decode(row.body))

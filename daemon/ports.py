@@ -27,7 +27,8 @@ class OffsetLoss(msgspec.Struct, frozen=True):
 
 class Source(Protocol):
     """
-    Where records come from: a consumer group of which one member at a time reads everything.
+    Where records come from: a consumer group of which one member at a time reads everything, or
+    whose members share by partition index (`kafka.sharing`): one index of all topics to one member.
 
     `poll` returns raw records, each partition's in offset order, and never raises for their
     content. `assignment` is a new value each time ownership changed since it was last asked for,
@@ -75,15 +76,10 @@ class Source(Protocol):
 
 
 class DeadLetters(Protocol):
-    """
-    Where records go that cannot be read. `flush` returns once all of them are stored, or raises.
-
-    `forget` drops those that are not, as they are going to be read again.
-    """
+    """Where records go that cannot be read. `flush` returns once all of them are stored, or raises."""
 
     def put(self, raw: RawRecord, error: InvalidRecord) -> None: ...
     def flush(self) -> None: ...
-    def forget(self) -> None: ...
     def close(self) -> None: ...
 
 

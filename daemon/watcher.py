@@ -1,6 +1,6 @@
 """The watcher: proves that each request led to a run that acts, and learns how it ended."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
@@ -71,15 +71,20 @@ class Watcher:
         self._champions: dict[str, object] = {}
         self._failing: dict[str, int] = {}
 
-    def look(self) -> None:
-        """One round: open requests, champions, promotions that nobody serves."""
+    def look(self, models: Collection[str] | None = None) -> None:
+        """One round (of these models): open requests, champions, promotions that nobody serves."""
+
+        def ours(model: str) -> bool:
+            return models is None or model in models
+
         for request in self._ledger.requests(open_only=True):
-            if request.state != "waiting" and request.id not in self._told:
+            if ours(request.model) and request.state != "waiting" and request.id not in self._told:
                 self._look_alone(request)
-        for model in self._models:
+        for model in filter(ours, self._models):
             self._look_at_champion(model)
         for request in self._ledger.unserved_promotions():
-            self._look_at_serving(request)
+            if ours(request.model):
+                self._look_at_serving(request)
 
     def forget(self) -> None:
         """Look at everything anew: another member was the owner, or what was told was lost with a term."""

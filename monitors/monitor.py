@@ -20,6 +20,11 @@ EARLY_WINDOWS = 10
 # How far the labels have come where none come later.
 _NO_MORE_LABELS = datetime.max.replace(tzinfo=UTC)
 
+_BY_INDEX = (
+    'kafka.sharing = "by-model" needs all records of a model in partitions of one index, and those of this '
+    'model are in {where}; key predictions and labels by model, or share "one-active"'
+)
+
 Learn = Callable[[Sequence[PredictionRecord]], DriftEngine]
 
 
@@ -281,10 +286,14 @@ class ModelMonitor:
 
 class Monitor:
     """
-    All models of a consumer group, and the stream times of its partitions.
+    The models that a member is the owner of, and the stream times of its partitions.
 
     The same records give the same windows and decisions, however partitions are interleaved and
     wherever the process was killed and restored from its checkpoint.
+
+    `by_index`: a model is at home in one partition index, and its windows wait for the partitions of
+    that index alone, so that they do not depend on what else the member owns. Only the models with a
+    home are watched; others have to be admitted when they are met.
     """
 
     def __init__(
@@ -293,16 +302,22 @@ class Monitor:
         references: References,
         limits: LimitSettings,
         saved: Mapping[str, ModelSaved] | None = None,
+        homes: Mapping[str, Partition] | None = None,
+        by_index: bool = False,
     ) -> None:
-        saved = saved or {}
+        self._settings = models
+        self._references = references
+        self._max_versions = limits.max_versions_per_model
+        self._by_index = by_index
+        self._homes: dict[str, Partition] = dict(homes or {})
         self.models = {
-            name: ModelMonitor(name, settings, references, limits.max_versions_per_model, saved.get(name))
-            for name, settings in models.items()
+            name: self._model(name, (saved or {}).get(name))
+            for name in models
+            if not by_index or name in self._homes
         }
         self.times = StreamTimes()
-        # As of the last `close`: the stream time it was given, and whether no partition counted.
-        self._closed_by: datetime | None = None
-        self._idle = False
+        # As of the last `close`: the stream time of each group of partitions that counted.
+        self._passed: dict[int | None, datetime | None] | None = None
 
     @property
     def met(self) -> bool:
@@ -321,22 +336,36 @@ class Monitor:
         Only a closed window knows which rows it sampled. A label taken before would be one of a limited
         number that are kept, and which of them last would depend on how much was read at once.
         """
-        if self._idle:
+        group = self._group(record.partition)
+        if self._passed is not None and group not in self._passed:
             return False
-        closing = closing_time(self.models[record.model].settings.window, record.event_time)
-        return self._closed_by is None or self._closed_by < closing
+        passed = (self._passed or {}).get(group)
+        closing = closing_time(self._settings[record.model].window, record.event_time)
+        return passed is None or passed < closing
+
+    def homeless(self, record: PredictionRecord | LabelRecord) -> bool:
+        """Whether this is a prediction of a model of which it is not known where it is at home."""
+        return self._by_index and isinstance(record, PredictionRecord) and record.model not in self._homes
+
+    def admit(self, model: str, home: Partition, saved: ModelSaved | None) -> None:
+        """A model was met that is at home there; it is watched from now on."""
+        self._homes[model] = home
+        self.models[model] = self._model(model, saved)
+
+    def at_home(self, partition: Partition) -> list[str]:
+        """The models that the records of this partition are about, as far as is known."""
+        if not self._by_index:
+            return list(self.models)
+        return [name for name in self.models if self._homes[name].index == partition.index]
 
     def observe(self, record: PredictionRecord | LabelRecord) -> None:
         """Take one record. Raises `InvalidRecord` for one that no window may take."""
-        if isinstance(record, LabelRecord):
-            self.models[record.model].label(record, self.times.of(record.partition))
-            self.times.advance(record.partition, record.event_time)
-            return
-        model = self.models[record.model]
-        if model.settings.window.rows is not None:
-            model.keep_home(record)
+        model = self._watched(record)
         earlier = self.times.of(record.partition)
-        model.observe(record, earlier or record.event_time)
+        if isinstance(record, LabelRecord):
+            model.label(record, earlier)
+        else:
+            model.observe(record, earlier or record.event_time)
         self.times.advance(record.partition, record.event_time)
 
     def close(
@@ -351,12 +380,11 @@ class Monitor:
         They are judged in (end, model, version, key) order. `labels` is None where labels come with
         the predictions or not at all, so that no window waits for any.
         """
-        stream_time = self.times.passed(predictions)
-        self._closed_by, self._idle = stream_time, not predictions
+        self._passed = self._passed_by(predictions)
         closed = [
             (window.rows.end, name, version, window)
             for name, model in self.models.items()
-            for version, window in model.close(stream_time)
+            for version, window in model.close(self._passed.get(self._group_of(name)))
         ]
         closed.sort(key=lambda entry: (entry[0], entry[1], entry[2], entry[3].key))
         judged: list[Judged] = []
@@ -365,14 +393,46 @@ class Monitor:
             one, told = self.models[name].judge(circumstances(name, version, window), version, window)
             judged.append(one)
             events += told
-        label_time = _NO_MORE_LABELS if labels is None else self.times.passed(labels)
+        heard = self._passed_by(labels or ())
         performances = [
             (name, performance)
             for name, model in self.models.items()
-            for performance in model.performances(label_time, stream_time)
+            for group in (self._group_of(name),)
+            for performance in model.performances(
+                _NO_MORE_LABELS if labels is None else heard.get(group), self._passed.get(group)
+            )
         ]
         rows = tuple(entry[3].rows for entry in closed)
         return Result(tuple(judged), rows, tuple(events), tuple(performances))
+
+    def _model(self, name: str, saved: ModelSaved | None) -> ModelMonitor:
+        return ModelMonitor(name, self._settings[name], self._references, self._max_versions, saved)
+
+    def _watched(self, record: PredictionRecord | LabelRecord) -> ModelMonitor:
+        """The model that the record is for, if this is where its records have to be."""
+        model = self.models.get(record.model)
+        if model is None:
+            raise InvalidRecord("second_partition", _BY_INDEX.format(where="another one, or not met yet"))
+        if self._by_index and record.partition.index != self._homes[record.model].index:
+            where = str(self._homes[record.model].index)
+            raise InvalidRecord("second_partition", _BY_INDEX.format(where=where))
+        if isinstance(record, PredictionRecord) and model.settings.window.rows is not None:
+            model.keep_home(record)
+        return model
+
+    def _passed_by(self, partitions: Collection[Partition]) -> dict[int | None, datetime | None]:
+        """The time that all partitions of each group have reached; only groups that have any."""
+        groups: dict[int | None, list[Partition]] = {}
+        for partition in partitions:
+            groups.setdefault(self._group(partition), []).append(partition)
+        return {group: self.times.passed(members) for group, members in groups.items()}
+
+    def _group(self, partition: Partition) -> int | None:
+        """Which partitions are waited for together: those of an index, or all there are."""
+        return partition.index if self._by_index else None
+
+    def _group_of(self, model: str) -> int | None:
+        return self._homes[model].index if self._by_index else None
 
 
 def _patience(settings: ModelSettings) -> Patience:

@@ -32,6 +32,7 @@ class KafkaSettings(Settings, frozen=True):
     labels_topic: str = ""
     dead_letter_topic: str = "retrain-daemon.dead-letters"
     group: str = "retrain-daemon"
+    sharing: Literal["one-active", "by-model"] = "one-active"
     client_id: str = "retrain-daemon"
     start: Literal["earliest", "latest"] = "latest"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"

@@ -66,11 +66,11 @@ class Kafka:
         from daemon.wire.kafka_client import make_producer
 
         if self._producer is None:
-            self._producer = make_producer(self.settings(), delivery_timeout_ms=90_000)
+            self._producer = make_producer(self.settings())
         sent = [self._producer.send(topic, value=one, partition=partition, **fields) for one in values]
-        self._producer.flush(timeout=100)
+        self._producer.flush(timeout=30)
         for one in sent:
-            one.get(timeout=100)
+            one.get(timeout=30)
 
     def delete_before(self, partition: Partition, offset: int) -> None:
         from kafka import TopicPartition

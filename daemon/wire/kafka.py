@@ -1,4 +1,4 @@
-"""Reading from Kafka as the one active member of a group."""
+"""Reading from Kafka as a member of a group."""
 
 import contextlib
 import threading
@@ -11,7 +11,7 @@ from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
 from daemon.ports import NO_LOGS, Assignment, OffsetLoss
-from daemon.wire.kafka_assignor import ActiveStandbyAssignor
+from daemon.wire.kafka_assignor import StickyAssignor, make_assignor
 from daemon.wire.kafka_client import (
     CLOSE_SECONDS,
     REQUEST_SECONDS,
@@ -37,9 +37,6 @@ from monitors.settings import KafkaSettings
 log = structlog.get_logger()
 
 COMMIT_SECONDS = 3.0
-# How long the loop may be held up (Evidently's patience twice over, and the ledger's) and keep its place:
-# heartbeats go on from a thread of kafka-python's. A process that hangs for longer gives it up.
-HELD_UP_SECONDS = 900.0
 END_CHECK_SECONDS = 2.0
 PROBE_SECONDS = 5.0
 
@@ -81,7 +78,7 @@ class _Owned:
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     """Keeps kafka-python from choosing where newly owned partitions go on from."""
 
-    def __init__(self, consumer: Any, assignor: ActiveStandbyAssignor, owned: _Owned) -> None:
+    def __init__(self, consumer: Any, assignor: StickyAssignor, owned: _Owned) -> None:
         self._consumer = consumer
         self._assignor = assignor
         self._owned = owned
@@ -104,7 +101,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 class KafkaSource:
-    """The port `Source` on a Kafka consumer group in which one member at a time reads everything."""
+    """The port `Source` on a Kafka consumer group whose members share as `kafka.sharing` says."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -112,7 +109,7 @@ class KafkaSource:
         with admin(settings) as client:
             self._cluster_id = str(client.describe_cluster()["cluster_id"])
             known = describe(settings, client, topics)
-        assignor = ActiveStandbyAssignor(known)
+        assignor = make_assignor(settings, known)
         self._witness = TopicPartition(known[0].topic, known[0].index)
         session = int(settings.session_timeout_seconds * 1000)
         self._consumer = make_consumer(
@@ -120,7 +117,6 @@ class KafkaSource:
             group_id=settings.group,
             partition_assignment_strategy=[assignor],
             max_poll_records=MAX_POLL_RECORDS,
-            max_poll_interval_ms=int(HELD_UP_SECONDS * 1000),
             session_timeout_ms=session,
             heartbeat_interval_ms=min(3_000, session // 10),
         )

@@ -18,7 +18,7 @@ from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from daemon.errors import KafkaAway, UsageError
+from daemon.errors import RetrainDaemonError, UsageError
 from monitors.records import Partition
 from monitors.settings import KafkaSettings
 
@@ -80,7 +80,7 @@ _REASONS: tuple[tuple[str, bool, str], ...] = (
 _NO_REASON = "check kafka.bootstrap_servers, kafka.security_protocol and that the broker runs"
 
 
-class KafkaUnreachable(KafkaAway):
+class KafkaUnreachable(RetrainDaemonError):
     """Kafka did not answer, or not as it should; trying again later may help."""
 
 
@@ -353,6 +353,11 @@ def translated(settings: KafkaSettings) -> Iterator[None]:
         raise forbidden(settings, "Read", "topic", _topics_of(error) or settings.topics) from error
     except kafka_errors.GroupAuthorizationFailedError as error:
         raise forbidden(settings, "Read", "group", (settings.group,)) from error
+    except kafka_errors.InconsistentGroupProtocolError as error:
+        raise KafkaRefused(
+            f"{where} has members in group {settings.group!r} that share in another way; stop them, and give "
+            "all members the same kafka.sharing, or this one another kafka.group"
+        ) from error
     except kafka_errors.ClusterAuthorizationFailedError as error:
         raise KafkaRefused(
             f"{where} does not allow this to {_principal(settings)}: {_short(error)}; grant it the operation "

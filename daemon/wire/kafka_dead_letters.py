@@ -83,10 +83,6 @@ class KafkaDeadLetters:
             raise self._explained(failure) from failure
         self._pending_bytes = 0
 
-    def forget(self) -> None:
-        """Those on their way may be stored yet, and then once more when they were read again."""
-        self._letters, self._pending_bytes = [], 0
-
     def close(self) -> None:
         self._producer.close(timeout=CLOSE_SECONDS)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from daemon.wire.local_kafka import free_port
 from daemon.wire.prefect import PrefectApi, PrefectError
 
 START_SECONDS = 120.0
@@ -41,7 +41,7 @@ class LocalPrefectServer:
     ) -> None:
         self.home = folder / "prefect"
         self.log = folder / "prefect-server.log"
-        self._port = port or free_port()
+        self._port = port or _free_port()
         self._ui = ui
         self._environment = dict(environment or {})
         self._process: _Process | None = None
@@ -256,3 +256,9 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
     except ProcessLookupError:
         return
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -153,3 +153,68 @@ def test_a_server_that_comes_back_is_gone_on_with(own_postgres: Any, opened: Ope
     own_postgres.start()
     ledger.checkpoint(at(3))
     assert ledger.restore().positions[PLACE].next_offset == 3
+
+
+# --- members that share by partition index -----------------------------------------------------------
+
+
+def test_members_own_what_is_in_their_indexes_and_nothing_else(ledger_url: str, opened: Open) -> None:
+    first, second, third = (opened(ledger_url) for _ in range(3))
+    first.take_over("g", "first", {0, 1})
+    second.take_over("g", "second", {2, 3})
+    first.checkpoint(at(1))
+    second.checkpoint(at(2))
+    third.take_over("g", "third", {1})
+    with pytest.raises(StaleOwner, match="another member owns 'g#1' by now"):
+        first.checkpoint(at(3))
+    second.checkpoint(at(4))
+    third.checkpoint(at(5))
+
+
+def test_who_shares_in_one_way_fences_those_who_shared_in_the_other(ledger_url: str, opened: Open) -> None:
+    alone, part, again = (opened(ledger_url) for _ in range(3))
+    alone.take_over("g", "alone")
+    part.take_over("g", "part", {0})
+    with pytest.raises(StaleOwner):
+        alone.checkpoint(at(1))
+    part.checkpoint(at(2))
+    again.take_over("g", "again")
+    with pytest.raises(StaleOwner):
+        part.checkpoint(at(3))
+    again.checkpoint(at(4))
+
+
+def test_of_many_that_meet_a_model_at_once_one_gives_it_its_home(ledger_url: str, opened: Open) -> None:
+    ledgers = [opened(ledger_url) for _ in range(MANY)]
+    for index, ledger in enumerate(ledgers):
+        ledger.take_over("g", "m", {index})
+    places = [Partition("predictions", index) for index in range(MANY)]
+    with ThreadPoolExecutor(MANY) as pool:
+        homes = list(pool.map(lambda ledger, place: ledger.claim_home("fraud", place), ledgers, places))
+    assert set(homes) == {ledgers[0].homes()["fraud"]}
+
+
+def test_what_members_count_adds_up(ledger_url: str, opened: Open) -> None:
+    ledgers = [opened(ledger_url) for _ in range(MANY)]
+
+    def count(index: int) -> None:
+        ledgers[index].take_over("g", "m", {index})
+        for _ in range(5):
+            ledgers[index].checkpoint(Checkpoint({}, {}, counters={"records": 2, "dead_letters": 1}))
+
+    with ThreadPoolExecutor(MANY) as pool:
+        list(pool.map(count, range(MANY)))
+    assert ledgers[0].counters() == {"records": 10 * MANY, "dead_letters": 5 * MANY}
+
+
+def test_events_are_asked_for_by_model(ledger_url: str, opened: Open) -> None:
+    ledger = opened(ledger_url)
+    ledger.take_over("g", "m", {0})
+    ledger.add_events([event("e")])
+    assert [row.model for row in ledger.waiting_events(models={"fraud"})] == ["fraud"]
+    assert ledger.waiting_events(models={"churn"}) == []
+    assert (ledger.waiting_count({"fraud"}), ledger.waiting_count({"churn"}), ledger.waiting_count()) == (
+        1,
+        0,
+        1,
+    )

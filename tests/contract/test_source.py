@@ -2,16 +2,17 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from daemon.memory import MemoryLog, MemorySource
 from daemon.ports import Assignment, OffsetLoss, Source
-from daemon.wire.kafka import KafkaSource
+from daemon.wire.kafka import KafkaRefused, KafkaSource
 from monitors.records import Partition, RawRecord
 from monitors.settings import KafkaSettings
 
@@ -452,3 +453,131 @@ def test_held_partitions_are_left_alone_and_nothing_of_them_is_lost(world: Any, 
     world.produce(topic, [b"b2"], 1)
     assert [(r.partition, r.value) for r in read(source, 1)] == [(other, b"b2")]
     assert source.losses() == []
+
+
+# --- sharing by index -----------------------------------------------------------------------------
+
+
+class Sharer:
+    """A member that answers each assignment at once, and keeps what it reads."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.owned: frozenset[Partition] = frozenset()
+        self.heard: list[frozenset[Partition]] = []
+        self.records: list[RawRecord] = []
+
+    def turn(self, offsets: Mapping[Partition, int]) -> None:
+        records = self.source.poll(0.2)
+        if (news := self.source.assignment()) is not None:
+            self.owned = frozenset(news.partitions)
+            self.heard.append(self.owned)
+            self.source.seek({one: offsets[one] for one in self.owned & offsets.keys()})
+        else:
+            self.records += records
+
+
+def until(what: Callable[[], bool], *sharers: Sharer, offsets: Mapping[Partition, int] | None = None) -> None:
+    """Let these members take turns, at the same time, until it is so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+
+    def work(sharer: Sharer) -> None:
+        while not what() and time.monotonic() < deadline:
+            sharer.turn(offsets or {})
+
+    with ThreadPoolExecutor(len(sharers)) as pool:
+        list(pool.map(work, sharers))
+    assert what(), f"they own {[sorted(one.owned) for one in sharers]}"
+
+
+def shared(sharers: Sequence[Sharer], partitions: int) -> Callable[[], bool]:
+    """Whether the indexes of all topics are in as many parts as there are members, none of them empty."""
+
+    def holds() -> bool:
+        parts = [frozenset(one.index for one in sharer.owned) for sharer in sharers]
+        return (
+            all(parts) and sum(map(len, parts)) == partitions and len(frozenset().union(*parts)) == partitions
+        )
+
+    return holds
+
+
+def test_members_by_model_share_out_the_indexes(world: Any, join: Any) -> None:
+    predictions, labels = world.topic(4), world.topic(4)
+    settings = world.settings(topic=predictions, labels_topic=labels, sharing="by-model")
+    members = [Sharer(join(settings)), Sharer(join(settings))]
+    until(shared(members, 4), *members)
+    for member in members:
+        assert {one.index for one in member.owned if one.topic == predictions} == {
+            one.index for one in member.owned if one.topic == labels
+        }, "labels go where the predictions go"
+        assert len(member.owned) == 4
+    for index in range(4):
+        world.produce(predictions, [b"p%d" % index], index)
+        world.produce(labels, [b"l%d" % index], index)
+    until(lambda: sum(len(member.records) for member in members) == 8, *members)
+    for member in members:
+        assert {record.partition for record in member.records} == member.owned
+
+
+def test_a_newcomer_by_model_takes_its_part_and_leaves_the_rest_in_place(world: Any, join: Any) -> None:
+    topic = world.topic(4)
+    settings = world.settings(topic=topic, sharing="by-model")
+    first = Sharer(join(settings))
+    until(lambda: len(first.owned) == 4, first)
+    for index in range(4):
+        world.produce(topic, [b"0", b"1"], index)
+    until(lambda: len(first.records) == 8, first)
+    newcomer = Sharer(join(settings))
+    read = {Partition(topic, index): 2 for index in range(4)}
+    until(shared([first, newcomer], 4), first, newcomer, offsets=read)
+    assert first.owned < first.heard[0] and len(first.owned) == 2
+    for index in range(4):
+        world.produce(topic, [b"2"], index)
+    until(lambda: len(first.records) + len(newcomer.records) == 12, first, newcomer)
+    assert [(record.partition, record.offset) for record in newcomer.records] == [
+        (partition, 2) for partition in (record.partition for record in newcomer.records)
+    ]
+    assert {record.partition for record in newcomer.records} == newcomer.owned
+
+
+def test_what_a_member_by_model_leaves_others_take(world: Any, join: Any) -> None:
+    topic = world.topic(3)
+    settings = world.settings(topic=topic, sharing="by-model")
+    members = [Sharer(join(settings)) for _ in range(3)]
+    until(shared(members, 3), *members)
+    leaving, *staying = members
+    before = [member.owned for member in staying]
+    leaving.source.close()
+    until(shared(staying, 3), *staying)
+    for member, had in zip(staying, before, strict=True):
+        assert member.owned >= had, "who stays keeps what it had"
+
+
+def test_more_members_by_model_than_partitions_stand_by(world: Any, join: Any) -> None:
+    settings = world.settings(topic=world.topic(1), sharing="by-model")
+    members = [Sharer(join(settings)), Sharer(join(settings))]
+    until(lambda: sorted(len(one.owned) for one in members if one.heard) == [0, 1], *members)
+
+
+@pytest.mark.kafka
+def test_topics_of_another_number_of_partitions_are_refused_by_model(kafka: Any) -> None:
+    predictions, labels = kafka.topic(2), kafka.topic(1)
+    settings = kafka.settings(topic=predictions, labels_topic=labels, sharing="by-model")
+    with pytest.raises(KafkaRefused, match=f"{labels} has 1 partition.*set kafka.sharing"):
+        KafkaSource(settings)
+
+
+@pytest.mark.kafka
+def test_a_member_that_shares_in_another_way_is_refused(real_kafka: Any) -> None:
+    settings = real_kafka.settings(topic=real_kafka.topic())
+    first = KafkaSource(settings)
+    other = KafkaSource(msgspec.structs.replace(settings, sharing="by-model"))
+    try:
+        until_assigned(first)
+        first.seek({})
+        with polled(first), pytest.raises(KafkaRefused, match=r"share in another way.*kafka\.sharing"):
+            until_assigned(other)
+    finally:
+        first.close()
+        other.close()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from daemon import checks
@@ -61,6 +62,35 @@ def test_a_missing_topic_fails_and_count_windows_on_many_partitions_are_noted(
     many = config(tmp_path, kafka, kafka.topic(partitions=3), mode="observe", window="rows = 500")
     (model,) = many.models
     assert verdicts(many)[f"models.{model}.window.rows"] == "note"
+
+
+@pytest.mark.parametrize(
+    ("labels_at", "spread", "said"),
+    [
+        (0, 1, '"by-model" is possible'),
+        (1, 1, "is in partitions 0, 1 of"),
+        (0, 2, "is in partitions 0, 1 of"),
+    ],
+    ids=["apart", "labels elsewhere", "spanning"],
+)
+def test_it_says_whether_members_can_share_the_models(
+    tmp_path: Path, kafka: "Kafka", labels_at: int, spread: int, said: str
+) -> None:
+    topic, labels = kafka.topic(partitions=2), kafka.topic(partitions=2)
+    stated = config(tmp_path, kafka, topic, mode="observe")
+    stated = msgspec.structs.replace(stated, kafka=msgspec.structs.replace(stated.kafka, labels_topic=labels))
+    (model,) = stated.models
+    label = {"model": model, "id": "1", "event_time": datetime.now(UTC).isoformat(), "label": 1}
+    prediction = label | {"model_version": "1", "features": {"x": 1}, "prediction": 0}
+    for partition in range(spread):
+        kafka.produce(topic, [json.dumps(prediction).encode(), b"garbage"], partition)
+    kafka.produce(labels, [json.dumps(label).encode()], labels_at)
+    (sharing,) = [one for one in checks.online(stated) if one.subject == "kafka.sharing"]
+    assert sharing.verdict == "ok" and said in sharing.text
+    by_model = msgspec.structs.replace(stated.kafka, sharing="by-model")
+    shared = msgspec.structs.replace(stated, kafka=by_model)
+    (sharing,) = [one for one in checks.online(shared) if one.subject == "kafka.sharing"]
+    assert sharing.verdict == ("ok" if "possible" in said else "failed")
 
 
 def test_the_producer_of_the_readme_writes_what_the_decoder_reads(tmp_path: Path, kafka: "Kafka") -> None:

@@ -156,6 +156,16 @@ def test_a_request_is_confirmed_by_its_claim_and_ends_with_its_outcome(deliverin
     assert delivering.news == [RequestEnded(delivering.model, delivering.request, outcome)], "told once"
 
 
+def test_what_belongs_to_another_member_is_left_to_it(delivering: Delivering) -> None:
+    assert delivering.outbox.deliver({"another-model"}) == 0
+    assert delivering.outbox.deliver({delivering.model}) == 1
+    delivering.claim(str(uuid.uuid4()), Outcome(action="refused", sentence="no better"))
+    delivering.watcher.look({"another-model"})
+    assert delivering.news == []
+    delivering.watcher.look({delivering.model})
+    assert len(delivering.news) == 1
+
+
 def test_an_outcome_that_was_lost_with_a_term_is_told_again(delivering: Delivering) -> None:
     """A member that is fenced, or given other partitions, drops what it has not written down."""
     outcome = Outcome(action="refused", sentence="no better", run=str(uuid.uuid4()))

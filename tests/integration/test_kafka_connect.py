@@ -13,8 +13,6 @@ from daemon.wire.local_kafka import LocalKafka, free_port, java_and_maven
 from monitors.settings import KafkaSettings
 
 pytestmark = pytest.mark.kafka
-# What we promise, of a connection that is given ten seconds at most.
-SAID_SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +52,14 @@ def test_refused() -> None:
     said, took = knock(bootstrap_servers=f"127.0.0.1:{free_port()}")
     assert "ECONNREFUSED" in said
     assert "check kafka.bootstrap_servers" in said
-    assert took < SAID_SECONDS
+    assert took < 5
 
 
 def test_an_unknown_host() -> None:
     said, took = knock(bootstrap_servers="no-such-host.invalid:9092")
     assert "DNS" in said
     assert "host names in kafka.bootstrap_servers" in said
-    assert took < SAID_SECONDS
+    assert took < 5
 
 
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL"])
@@ -71,7 +69,7 @@ def test_a_peer_that_never_answers_is_given_up(protocol: str) -> None:
             bootstrap_servers=f"127.0.0.1:{silent.getsockname()[1]}", security_protocol=protocol
         )
     assert protocol in said
-    assert took < SAID_SECONDS
+    assert took < 5
 
 
 def test_a_missing_ca_file() -> None:
@@ -84,7 +82,7 @@ def test_a_missing_ca_file() -> None:
 def test_failed_connections_leave_no_threads_behind() -> None:
     before = {thread.name for thread in threading.enumerate()}
     knock(bootstrap_servers=f"127.0.0.1:{free_port()}", connect_timeout_seconds=1.0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 5
     while {thread.name for thread in threading.enumerate()} - before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert {thread.name for thread in threading.enumerate()} <= before
@@ -105,7 +103,7 @@ def test_a_wrong_password_is_said_to_be_one(guarded: LocalKafka) -> None:
     assert "Authentication failed: Invalid username or password" in said
     assert "check kafka.sasl_username and the password" in said
     assert "wrong" not in said
-    assert took < SAID_SECONDS
+    assert took < 12
 
 
 def test_the_password_may_be_in_a_file(guarded: LocalKafka, tmp_path: Path) -> None:

@@ -155,14 +155,14 @@ def test_retention_is_told_and_not_skipped(own_kafka: LocalKafka, sources: list[
     producer = make_producer(settings)
     for number in range(5):
         producer.send("expiring", value=b"%d" % number, timestamp_ms=1_600_000_000_000)
-    producer.flush(timeout=PATIENCE_SECONDS)
+    producer.flush(timeout=10)
     source = KafkaSource(settings)
     sources.append(source)
     partition = Partition("expiring", 0)
     assigned(source)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while source.seek({partition: 1}) == {partition: 1} and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.3)
     losses = source.losses()
     assert losses[0].partition == partition
     assert losses[0].expected == 1
@@ -181,9 +181,9 @@ def test_a_corrupt_batch_is_skipped_loudly_and_exactly(
     for text in (b"good-one", b"ROTTEN", b"good-two"):
         for _ in range(7):
             producer.send("corrupt", value=text, partition=0)
-        producer.flush(timeout=PATIENCE_SECONDS)
+        producer.flush(timeout=10)
     producer.send("corrupt", value=b"elsewhere", partition=1)
-    producer.flush(timeout=PATIENCE_SECONDS)
+    producer.flush(timeout=10)
     producer.close(timeout=5)
     own_kafka.stop()
     segment = own_kafka.data / "corrupt-0" / "00000000000000000000.log"
@@ -215,14 +215,14 @@ def test_a_broker_that_is_away_is_waited_for(own_kafka: LocalKafka, sources: lis
     began = time.monotonic()
     assert source.poll(0.5) == []
     source.commit({Partition("away", 0): 0})
-    assert time.monotonic() - began < 30, "neither waits until Kafka is back"
-    # What was last seen of the log counts for two seconds.
-    until(lambda: source.drained() == frozenset())
-    assert not source.reachable(), "a log that cannot be seen is not known to have ended"
+    time.sleep(2.1)  # what was last seen of the log is too old now
+    assert source.drained() == frozenset(), "a log that cannot be seen is not known to have ended"
+    assert not source.reachable()
+    assert time.monotonic() - began < 15
     own_kafka.start()
     producer = make_producer(settings)
     producer.send("away", value=b"back")
-    producer.flush(timeout=PATIENCE_SECONDS)
+    producer.flush(timeout=20)
     producer.close(timeout=5)
     deadline = time.monotonic() + PATIENCE_SECONDS
     records: list[RawRecord] = []
@@ -244,7 +244,7 @@ def test_closing_without_a_broker_is_quick(own_kafka: LocalKafka) -> None:
     own_kafka.kill()
     began = time.monotonic()
     source.close()
-    assert time.monotonic() - began < 25, "kafka-python left to itself takes half a minute"
+    assert time.monotonic() - began < 8
 
 
 def test_an_unknown_topic_is_named_with_what_to_do(kafka: Any) -> None:

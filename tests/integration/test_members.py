@@ -31,6 +31,7 @@ topic = "{topic}"
 labels_topic = "{labels}"
 dead_letter_topic = "{letters}"
 group = "{group}"
+sharing = "{sharing}"
 start = "earliest"
 session_timeout_seconds = 6.0
 [prefect]
@@ -81,10 +82,13 @@ class Member:
             )
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """What it told under this name; its last line may not be whole yet."""
+        """What it told under this name."""
+        return [one for one in self._told() if one["event"] == event]
+
+    def _told(self) -> list[dict[str, Any]]:
+        """Its last line may not be whole yet."""
         lines = self._log.read_text().splitlines()
-        told = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-        return [one for one in told if one["event"] == event]
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def until_logged(self, event: str, times: int = 1) -> None:
         def found() -> bool:
@@ -96,6 +100,19 @@ class Member:
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def owns(self) -> int:
+        """How many partitions it last said it has."""
+        said = {"member_active", "member_standby", "member_fenced", "partitions_lost"}
+        last = [one for one in self._told() if one["event"] in said][-1:]
+        return last[0]["partitions"] if last and last[0]["event"] == "member_active" else 0
+
+    def until_owns(self, partitions: int) -> None:
+        def owned() -> bool:
+            assert self.alive, f"it ended:\n{self._log.read_text()[-3000:]}"
+            return self.owns() == partitions
+
+        eventually(owned, f"{partitions} partitions owned in {self._log}")
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -116,9 +133,14 @@ class Member:
 class Scene:
     """One log, and as many groups of daemons with a ledger of their own as wanted."""
 
-    def __init__(self, kafka: Any, folder: Path, models: Sequence[str], partitions: int) -> None:
+    def __init__(
+        self, kafka: Any, folder: Path, models: Sequence[str], sharing: str, partitions: int
+    ) -> None:
         self.kafka = kafka
-        self.topic, self.labels = kafka.topic(partitions), kafka.topic(1)
+        self.sharing = sharing
+        self._by_model = sharing == "by-model"
+        self.topic, self.labels = kafka.topic(partitions), kafka.topic(partitions if self._by_model else 1)
+        self.all = 2 * partitions if self._by_model else partitions + 1
         self._letters, self._group = kafka.topic(), kafka.name("group")
         self._folder = folder
         self._models = models
@@ -141,8 +163,8 @@ class Scene:
         """A last record in every partition, so far ahead that all windows are closed and labels taken."""
         self.write(ROWS)
         producer = make_producer(self.kafka.settings())
-        for partition in range(self._partitions):
-            for model in self._models:
+        for model in self._models:
+            for partition in self._partitions_of(model):
                 body = self._prediction(
                     model, f"last-{partition}", START + timedelta(seconds=ROWS + 600), 0.0
                 )
@@ -150,7 +172,7 @@ class Scene:
         producer.flush()
         producer.close()
 
-    def start(self, name: str, ledger: str) -> Member:
+    def start(self, name: str, ledger: str, sharing: str = "") -> Member:
         number = len(self.members)
         config = self._folder / f"{name}-{number}.toml"
         config.write_text(
@@ -160,6 +182,7 @@ class Scene:
                 labels=self.labels,
                 letters=self._letters,
                 group=self._group,
+                sharing=sharing or self.sharing,
                 ledger=ledger,
                 name=name,
             )
@@ -185,8 +208,8 @@ class Scene:
             ledger.close()
 
     def undisturbed(self, url: str) -> dict[str, object]:
-        """The decisions of one member that nobody disturbs."""
-        member = self.start("undisturbed", url)
+        """The decisions of one member that reads everything, and that nobody disturbs."""
+        member = self.start("undisturbed", url, "one-active")
         self.until_read(url, self.topic, self.labels)
         assert member.stop() == 0
         return self.decisions(url)
@@ -225,7 +248,7 @@ class Scene:
         drifted = any(number in span for span in DRIFTED)
         jitter = chance.uniform(0, 20) if chance.random() < 0.05 else 0.0
         event_time = START + timedelta(seconds=max(0.0, number - jitter))
-        partition = chance.randrange(self._partitions)
+        partition = chance.choice(self._partitions_of(model))
         body = self._prediction(model, f"r{number}", event_time, 4.0 if drifted else 0.0)
         self._send(producer, self.topic, partition, body)
         if number % 200 == 0:
@@ -233,7 +256,12 @@ class Scene:
         if number % 3:
             known = (event_time + timedelta(seconds=30)).isoformat()
             label = {"model": model, "id": f"r{number}", "label": number % 2, "event_time": known}
-            self._send(producer, self.labels, 0, label)
+            self._send(producer, self.labels, partition if self._by_model else 0, label)
+
+    def _partitions_of(self, model: str) -> Sequence[int]:
+        if self._by_model:
+            return (self._models.index(model) % self._partitions,)
+        return range(self._partitions)
 
     def _prediction(self, model: str, name: str, event_time: datetime, shift: float) -> dict[str, object]:
         return {
@@ -251,38 +279,47 @@ class Scene:
 
 
 @pytest.fixture
-def scene(real_kafka: Any, tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(real_kafka, tmp_path, ["fraud"], 3)
+def scene(request: pytest.FixtureRequest, real_kafka: Any, tmp_path: Path) -> Iterator[Scene]:
+    sharing = getattr(request, "param", "one-active")
+    models = ["fraud", "churn", "price"] if sharing == "by-model" else ["fraud"]
+    made = Scene(real_kafka, tmp_path, models, sharing, 2 if sharing == "by-model" else 3)
     yield made
     made.close()
 
 
+@pytest.mark.parametrize("scene", ["one-active", "by-model"], indirect=True)
 def test_a_killed_and_a_paused_member_double_and_miss_no_window(scene: Scene, postgres: Any) -> None:
     url = postgres.database()
+    half = scene.all // 2 if scene.sharing == "by-model" else 0
     first = scene.start("group", url)
     scene.write(700)
     first.until_logged("window_evaluated")
     second = scene.start("group", url)
-    second.until_logged("member_standby")
+    first.until_owns(scene.all - half)
+    second.until_owns(half)
+    second.until_logged("member_active" if half else "member_standby")
 
     scene.write(1_200)
     first.kill()
-    second.until_logged("member_active")
+    second.until_owns(scene.all)
     scene.until_read(url, scene.topic)
 
     third = scene.start("group", url)
-    third.until_logged("member_standby")
+    second.until_owns(scene.all - half)
+    third.until_owns(half)
+    third.until_logged("member_active" if half else "member_standby")
     scene.write(1_500)
     second.pause()
-    third.until_logged("member_active")
+    third.until_owns(scene.all)
     scene.write(2_000)
     scene.until_read(url, scene.topic)
     second.resume()
-    second.until_logged("member_standby", times=2)
+    second.until_owns(half)
+    third.until_owns(scene.all - half)
 
     scene.finish()
     third.kill()
-    second.until_logged("member_active", times=2)
+    second.until_owns(scene.all)
     scene.until_read(url, scene.topic, scene.labels)
     assert second.stop() == 0
     assert scene.judged_twice() == []

@@ -103,9 +103,7 @@ class Member:
             self.metrics,
         )
         self.metrics.registry.register(
-            LedgerMetrics(
-                self.ledger, ["fraud"], 120.0, self.loop.owner.is_set, lambda: self.prefect_reachable
-            )
+            LedgerMetrics(self.ledger, ["fraud"], 120.0, self.loop.owner, lambda: self.prefect_reachable)
         )
         self.http = HttpServer("127.0.0.1", 0, world.folder, dict, self.health, self.metrics.render)
         self.http.start()

@@ -109,6 +109,7 @@ def test_all_problems_come_at_once(write: Any) -> None:
         (MODEL + '[kafka]\ntopic = ["a", "a"]\n', "kafka.topic"),
         (MODEL + '[kafka]\ntopic = "a b"\n', "kafka.topic"),
         (MODEL + '[kafka]\nlabels_topic = "predictions"\n', "kafka.labels_topic"),
+        (MODEL + '[kafka]\nsharing = "by-model"\n', "kafka.sharing"),
         (MODEL + '[kafka]\nsasl_username = "u"\n', "kafka.sasl_username"),
         (MODEL + "[kafka]\n" + SASL, "kafka.sasl_password"),
         (MODEL + '[fields]\nid = "@timestamp"\n', "fields.id"),

@@ -67,7 +67,7 @@ def test_what_the_first_release_wrote_is_all_there(old: str) -> None:
     restored = ledger.restore()
     assert restored.positions[Partition("predictions", 0)].next_offset == 178
     assert restored.positions[Partition("labels", 0)].next_offset == 27
-    assert restored.counters == {"records": 205, "dead_letters": 1}
+    assert ledger.counters() == {"records": 205, "dead_letters": 1}
     model = restored.models["fraud"]
     assert (model.state.stage, model.state.episodes) == ("open", 1)
     assert {version: len(saved.rows) for version, saved in model.versions.items()} == {"1": 1, "2": 1}
