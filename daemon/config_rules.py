@@ -85,6 +85,7 @@ RANGES = {
     "models.*.gate.margin": FROM_0,
     "models.*.gate.segment_margin": FROM_0,
     "models.*.gate.min_segment_rows": FROM_1,
+    "models.*.gate.probation_windows": FROM_0,
 }
 
 

@@ -16,6 +16,13 @@ from monitors.settings import FlowSettings
 log = structlog.get_logger()
 
 
+_KINDS = {
+    "promoted": Kind.CHALLENGER_PROMOTED,
+    "rolled-back": Kind.MODEL_ROLLED_BACK,
+    "kept": Kind.PROBATION_ENDED,
+}
+
+
 def announce_outcome(
     api: PrefectApi,
     settings: FlowSettings,
@@ -34,12 +41,12 @@ def announce_outcome(
 
 def outcome_event(model: str, request_id: str, request: RetrainRequest | None, outcome: Outcome) -> Event:
     """Its id follows from the request, so that a run that enters again tells it once."""
-    promoted = outcome.action == "promoted"
+    moved = outcome.action in ("promoted", "rolled-back")
     related = [Related(f"prefect.flow-run.{outcome.run}", "flow-run")] if outcome.run else []
     if outcome.registry_version:
         related.append(_version(model, outcome.registry_version))
     return Event(
-        kind=Kind.CHALLENGER_PROMOTED if promoted else Kind.CHALLENGER_REFUSED,
+        kind=_KINDS.get(outcome.action, Kind.CHALLENGER_REFUSED),
         model=model,
         subject=request_id,
         payload={
@@ -47,7 +54,7 @@ def outcome_event(model: str, request_id: str, request: RetrainRequest | None, o
             "request": request_id,
             "attempt": request.attempt if request else None,
         },
-        version=outcome.model_version if promoted else "",
+        version=outcome.model_version if moved else "",
         episode=request.episode if request else "",
         request=request_id,
         related=tuple(related),

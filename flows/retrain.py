@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 
 from daemon.wire.names import FLOW
 from daemon.wire.prefect import PrefectApi, PrefectNotConfigured
-from flows import promotion
+from flows import probation, promotion
 from flows.announcements import announce_outcome
 from flows.audit import AuditRecord, ChampionMoved
 from flows.claims import Claim, Claims, FolderVariables, Variables, beating
@@ -77,6 +77,8 @@ def run_name() -> str:
     model, request = parameters["settings"]["model"], parameters.get("request")
     if not request:
         return f"{model}: manual"
+    if request.get("kind") == "probation":
+        return f"{model}: probation of version {request['model_version']}"
     return f"{model}: episode {request['episode_number']}, attempt {request['attempt']}"
 
 
@@ -162,7 +164,9 @@ def _claim(job: Job) -> Claim:
 
 
 def _decided(job: Job, claim: Claim) -> Result:
-    """Everything up to the promotion or the refusal."""
+    """Everything up to the promotion or the refusal, or to the end of a probation."""
+    if job.request is not None and job.request.kind == "probation":
+        return _reviewed(job, claim, job.request)
     if record := _own_promotion(job):
         # An earlier try, of this run or another, died after the alias had moved.
         return _promoted(job, record)
@@ -175,6 +179,21 @@ def _decided(job: Job, claim: Claim) -> Result:
         return Result(
             outcome=Outcome(action="refused", sentence=str(refusal), run=job.run, champion_before=champion)
         )
+
+
+def _reviewed(job: Job, claim: Claim, request: RetrainRequest) -> Result:
+    try:
+        rows = job.step(_extract, job)
+    except NotRetrainable as refusal:
+        return Result(outcome=Outcome(action="kept", sentence=str(refusal), run=job.run))
+    review = job.step(_review, job, claim, request, rows)
+    return Result(outcome=review.outcome, verdict=review.verdict, record=review.record)
+
+
+def _review(job: Job, claim: Claim, request: RetrainRequest, rows: LabelledRows) -> probation.Review:
+    return probation.review(
+        job.settings, job.registry, rows, request, job.run, lambda: job.claims.require(claim)
+    )
 
 
 def _extract(job: Job) -> LabelledRows:

@@ -10,6 +10,7 @@ import msgspec
 from monitors.drift import DriftReport, DriftScore
 from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, Related, RetrainRequest
 from monitors.policy import Decision, Phase, Verdict
+from monitors.probation import Probation
 from monitors.records import Partition
 from monitors.settings import PolicySettings
 
@@ -55,6 +56,7 @@ class ModelState(msgspec.Struct, frozen=True):
     wait_windows: int = 0
     cooled_at: datetime | None = None
     broken: tuple[str, ...] = ()
+    probation: Probation | None = None
     home: Partition | None = None
 
 

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     CHALLENGER_REFUSED = "retrain-daemon.challenger.refused"
     PROMOTION_UNSERVED = "retrain-daemon.promotion.unserved"
     MODEL_ROLLED_BACK = "retrain-daemon.model.rolled-back"
+    PROBATION_ENDED = "retrain-daemon.probation.ended"
     EPISODE_FUTILE = "retrain-daemon.episode.futile"
     HEARTBEAT = "retrain-daemon.heartbeat"
 
@@ -99,6 +100,9 @@ class RetrainRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `offsets` are those of the window that asked; `suspected_since` is the start of the first window
     of the drifted stretch, `window_end` the end of the last. Times are RFC 3339 in UTC.
+
+    A `probation` retrains nothing and belongs to no episode: it asks whether the champion that came from
+    the request `promotion` is worse than the one before it on the rows since `suspected_since`.
     """
 
     request: str
@@ -115,6 +119,8 @@ class RetrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     drift_share: float
     drifted_columns: tuple[str, ...]
     report_url: str = ""
+    kind: Literal["retrain", "probation"] = "retrain"
+    promotion: str = ""
     schema: int = SCHEMA
 
 
@@ -123,10 +129,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     How a retraining run ended, as its claim keeps it and the daemon reads it.
 
     `sentence` is the gate's; `model_version` is what the promoted model calls itself in the
-    prediction log; `registry_version` is the registry's number for it.
+    prediction log; `registry_version` is the registry's number for it. A probation ends `kept` or
+    `rolled-back`; its challenger is the old champion.
     """
 
-    action: Literal["promoted", "refused", "failed", "duplicate"]
+    action: Literal["promoted", "refused", "failed", "duplicate", "kept", "rolled-back"]
     sentence: str
     run: str = ""
     registry_version: str = ""

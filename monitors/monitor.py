@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from monitors import probation
 from monitors.drift import DriftEngine, DriftReport, WindowRows
 from monitors.episodes import Circumstances, Judged, ModelState, on_champion, on_outcome, on_window
 from monitors.events import Event, Outcome
@@ -236,6 +237,11 @@ class ModelMonitor:
             decision=decision,
         )
         self.state, events = on_window(around, self.settings.policy, self.state, judged)
+        if self.state.probation is not None:
+            served = probation.Served(name, judged.start, judged.end, judged.spans)
+            # Who only observes asks for nothing, not even for a comparison.
+            observing = around.mode == "observe"
+            self._try_out(None if observing else probation.on_window(self.state.probation, served))
         return judged, events
 
     def performances(
@@ -244,15 +250,36 @@ class ModelMonitor:
         """The second judgements that have become possible."""
         return self._labels.close(label_time, prediction_time)
 
+    def matured(self, performance: Performance) -> tuple[Event, ...]:
+        """A window's labels are there: what that says of a champion on probation."""
+        if self.state.probation is None:
+            return ()
+        tried, events = probation.on_labels(self.state.probation, performance.version, performance.labelled)
+        self._try_out(tried)
+        return events
+
     def outcome(self, request: str, outcome: Outcome) -> tuple[Event, ...]:
         """A request of this model ended."""
-        self.state, events = on_outcome(self.settings.policy, self.state, request, outcome)
+        before = self.state
+        self.state, events = on_outcome(self.settings.policy, before, request, outcome)
+        if self.state.probation is not None:
+            self._try_out(probation.on_outcome(self.state.probation, request))
+        # An outcome that is told again changes nothing, and begins nothing anew.
+        if self.state is not before and outcome.action == "promoted":
+            windows = self.settings.gate.probation_windows
+            self._try_out(probation.begin(self.name, request, outcome, windows))
         return events
 
     def champion(self, version: str, action: Literal["promoted", "rolled-back"]) -> tuple[Event, ...]:
         """The champion moved without a request of ours."""
         self.state, events = on_champion(self.settings.policy, self.state, version, action)
+        if self.state.probation is not None and version:
+            self._try_out(probation.on_champion(self.state.probation, version))
         return events
+
+    def _try_out(self, tried: probation.Probation | None) -> None:
+        if tried != self.state.probation:
+            self.state = msgspec.structs.replace(self.state, probation=tried)
 
     def take_changes(self) -> ModelChanges:
         """What a checkpoint must add to the one before."""
@@ -402,6 +429,8 @@ class Monitor:
                 _NO_MORE_LABELS if labels is None else heard.get(group), self._passed.get(group)
             )
         ]
+        for name, performance in performances:
+            events += self.models[name].matured(performance)
         rows = tuple(entry[3].rows for entry in closed)
         return Result(tuple(judged), rows, tuple(events), tuple(performances))
 

@@ -117,7 +117,7 @@ class Happened:
                 verdict=verdict,
             )
         )
-        if outcome.action != "duplicate":
+        if outcome.action in ("promoted", "refused", "failed"):
             self._act(request.episode, outcome.action)
         for episode in self.episodes:
             if episode.id == request.episode and episode.change_point is None:

@@ -58,11 +58,22 @@ class Replay:
         champion = None
         while self._asked:
             request = self._asked.pop(0)
+            if request.kind == "probation":
+                champion = self._reviewed(request, known()) or champion
+                continue
             retrained = self.retrainer.carry_out(request, known())
             self.happened.ask(request, retrained.outcome, retrained.verdict)
             self._tell(self._model.outcome(request.request, retrained.outcome))
             champion = retrained.champion or champion
         return champion
+
+    def _reviewed(self, request: RetrainRequest, rows: LabelledRows) -> LoadedModel | None:
+        """The champion that came back, where the one on probation did not last."""
+        outcome, before = self.retrainer.review(request, rows)
+        self._tell(self._model.outcome(request.request, outcome))
+        if before is not None:
+            self._tell(self._model.champion(before.model_version, "rolled-back"))
+        return before
 
     def _circumstances(self, model: str, version: str, window: ClosedWindow) -> Circumstances:
         return self._around

@@ -7,6 +7,7 @@ from flows.audit import Move
 from flows.backtest.references import MemoryReferences
 from flows.errors import NotRetrainable
 from flows.evaluation import evaluate
+from flows.probation import review
 from flows.promotion import make_reference, reference_rows
 from flows.registry import LoadedModel, MemoryRegistry, ModelVersion, NewModel
 from flows.rows import LabelledRows
@@ -56,6 +57,12 @@ class Retrainer:
                 action="refused", sentence=str(refusal), champion_before=self._registry.champion_version()
             )
             return Retrained(outcome)
+
+    def review(self, request: RetrainRequest, rows: LabelledRows) -> tuple[Outcome, LoadedModel | None]:
+        """End a probation; with the champion of before, where it is that again."""
+        found = review(self._settings, self._registry, rows, request, "", lambda: None)
+        record = found.record
+        return found.outcome, self._registry.load(record.move.version) if record else None
 
     def _judged(self, request: RetrainRequest, rows: LabelledRows) -> Retrained:
         settings = self._settings.settings

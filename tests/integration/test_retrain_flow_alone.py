@@ -15,6 +15,7 @@ import pytest
 from daemon.wire.prefect import PrefectUnavailable
 from daemon.wire.references import ReferenceStore
 from flows import promotion
+from flows.announcements import outcome_event
 from flows.audit import ChampionMoved, NoEarlierChampion
 from flows.claims import Claims, FolderVariables
 from flows.data import extract
@@ -29,7 +30,7 @@ from flows.registry import (
 )
 from flows.retrain import Job, act, run_now
 from flows.training import train
-from monitors.events import OffsetRange, Outcome, RetrainRequest
+from monitors.events import Kind, OffsetRange, Outcome, RetrainRequest
 from monitors.reference import Reference
 from monitors.settings import (
     DataSettings,
@@ -428,3 +429,54 @@ def test_telling_of_a_promotion_cannot_undo_it(settings: FlowSettings, tmp_path:
     drifted(settings)
     outcome = act(job(settings, tmp_path, asked(settings), publish=fail))
     assert (outcome.action, champion_version(settings)) == ("promoted", "2")
+
+
+def on_probation(settings: FlowSettings, tmp_path: Path) -> RetrainRequest:
+    """The champion of the turned world, and since then a world that is as it was before."""
+    drifted(settings)
+    promotion = asked(settings)
+    assert act(job(settings, tmp_path, promotion)).action == "promoted"
+    keep(settings, world(1500, True, seed=3), world(400, False, seed=5, start=1500))
+    since = datetime.fromtimestamp(START.timestamp() + 60 * 1500, UTC)
+    return msgspec.structs.replace(
+        promotion,
+        request=str(uuid.uuid4()),
+        kind="probation",
+        promotion=promotion.request,
+        model_version="2",
+        suspected_since=since,
+    )
+
+
+@pytest.mark.parametrize("at", ["_claim", "_extract", "_review", "_announce", "_finish", ""])
+def test_a_champion_on_probation_is_rolled_back_once_wherever_a_run_dies(
+    settings: FlowSettings, tmp_path: Path, at: str
+) -> None:
+    request = on_probation(settings, tmp_path)
+    if at:
+        with pytest.raises(Died):
+            act(job(settings, tmp_path, request, run="run-a", step=dying(at)))
+    cards: list[str] = []
+    outcome = act(job(settings, tmp_path, request, run="run-a", publish=cards.append))
+    assert (outcome.action, outcome.registry_version, outcome.champion_before) == ("rolled-back", "1", "2")
+    assert "surely better than 2 on the 400 rows since: 0." in outcome.sentence
+    assert champion_version(settings) == "1"
+    moves = [record for record in open_registry(settings).audit() if record.move.request == request.request]
+    assert [record.move.action for record in moves] == ["rolled-back"]
+    assert at == "_finish" or cards[0].startswith(f"# {settings.model}: rolled-back\n")
+
+
+def test_the_rollback_of_a_probation_and_its_end_are_events_with_numbers() -> None:
+    outcome = Outcome(
+        action="rolled-back",
+        sentence="1 is surely better than 2",
+        run="run-a",
+        registry_version="1",
+        model_version="1",
+        champion_before="2",
+        champion_score=0.1,
+    )
+    event = outcome_event("fraud", "request-1", None, outcome)
+    assert (event.kind, event.version, event.payload["champion_score"]) == (Kind.MODEL_ROLLED_BACK, "1", 0.1)
+    kept = outcome_event("fraud", "request-1", None, Outcome(action="kept", sentence="no worse"))
+    assert (kept.kind, kept.payload["sentence"]) == (Kind.PROBATION_ENDED, "no worse")
