@@ -356,7 +356,8 @@ class Site:
             stderr=subprocess.STDOUT,
         )
         # Not into a file: what limits the daemon's files is not to limit what it says.
-        threading.Thread(target=self._keep_words, args=(self._daemon.stdout,), daemon=True).start()
+        self._words = threading.Thread(target=self._keep_words, args=(self._daemon.stdout,), daemon=True)
+        self._words.start()
         return self._daemon
 
     def _keep_words(self, said: Any) -> None:
@@ -364,12 +365,19 @@ class Site:
             for line in said:
                 log.write(line)
 
+    def exit_code(self) -> int:
+        """Wait for the daemon to end; all that it said is in its log then."""
+        assert self._daemon is not None
+        code = self._daemon.wait(180)
+        self._words.join(60)
+        self._daemon = None
+        return code
+
     def kill_daemon(self) -> None:
         """End it as a power cut would."""
         if self._daemon is not None:
             self._daemon.kill()
-            self._daemon.wait(30)
-            self._daemon = None
+            self.exit_code()
 
     def close(self) -> None:
         self.kill_daemon()
@@ -463,6 +471,12 @@ class Site:
             assert time.monotonic() < deadline, self.last_words()
             time.sleep(0.2)
         return found
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """What the daemon logged under this name."""
+        lines = (self.folder / "daemon.log").read_text().splitlines()
+        said = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [one for one in said if one.get("event") == event]
 
     def last_words(self) -> str:
         logs = (self.folder / "daemon.log", self.folder / "worker" / "prefect-worker.log", self.server.log)

@@ -1,10 +1,8 @@
 """The ledger's disk is full, its file read-only, damaged or gone: said, survived, and nothing done twice."""
 
-import json
 import os
 import resource
 import shutil
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +15,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.prefect]
 
 @pytest.fixture
 def site(site_of: Callable[..., Any], prefect_server: LocalPrefectServer) -> Any:
-    return site_of(prefect_server)
+    # Nothing is unconfirmed, however long a run takes: what is told does not depend on the machine.
+    return site_of(prefect_server, start_deadline_seconds=3_600.0)
 
 
 def decided(site: Any) -> tuple[Any, ...]:
@@ -25,10 +24,6 @@ def decided(site: Any) -> tuple[Any, ...]:
     with site.ledger() as ledger:
         told = [(row["id"], row["kind"]) for row in ledger.events()]
         return ledger.evidence(site.model), told, [row.id for row in ledger.requests()], ledger.counters()
-
-
-def exit_code(daemon: "subprocess.Popen[bytes]") -> int:
-    return daemon.wait(120)
 
 
 def lose_ledger(site: Any) -> None:
@@ -43,7 +38,7 @@ def test_a_full_disk_ends_the_daemon_and_what_follows_is_as_if_it_never_was(site
     # From now on no file of the process may grow.
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
     site.predict(3, shift=60.0)
-    assert exit_code(daemon) == 1
+    assert site.exit_code() == 1
     said = site.last_words()
     assert "failed: " in said and "start again" in said and str(site.ledger_file) in said
     assert site.windows() == 10
@@ -70,7 +65,8 @@ def test_a_ledger_that_may_not_be_written_is_refused_and_carried_on_later(site: 
         ledger.take_over(site.settings.group, "somebody")
     site.ledger_file.chmod(0o444)
     before = site.ledger_file.read_bytes()
-    assert exit_code(site.start_daemon(*mere_owner)) == 1
+    site.start_daemon(*mere_owner)
+    assert site.exit_code() == 1
     said = site.last_words()
     assert "make the file and its folder writable for this user" in said and str(site.ledger_file) in said
     assert site.ledger_file.read_bytes() == before
@@ -87,7 +83,8 @@ def test_a_damaged_ledger_is_refused_with_the_remedy_and_left_alone(site: Any) -
     whole = site.ledger_file.read_bytes()
     damaged = whole[:8_192] + bytes(4_096) + whole[12_288:]
     site.ledger_file.write_bytes(damaged)
-    assert exit_code(site.start_daemon()) == 1
+    site.start_daemon()
+    assert site.exit_code() == 1
     assert "it is damaged: put a backup in its place, or move it away" in site.last_words()
     assert site.ledger_file.read_bytes() == damaged
 
@@ -105,8 +102,8 @@ def test_without_its_ledger_it_begins_where_kafka_start_says_and_says_so(site: A
     with site.ledger() as ledger:
         (span,) = ledger.evidence(site.model)[0].spans
     assert span.start == 3 * 20
-    said = [json.loads(line) for line in (site.folder / "daemon.log").read_text().splitlines()]
-    starts = [line["offsets"] for line in said if line.get("event") == "positions_missing"]
+    site.kill_daemon()
+    starts = [one["offsets"] for one in site.logged("positions_missing")]
     assert starts == [{f"{site.topic}/0": 0}, {f"{site.topic}/0": 3 * 20}]
 
 

@@ -10,7 +10,7 @@ import pytest
 from daemon.wire.local_prefect import LocalPrefectServer
 from daemon.wire.names import full_deployment_name
 from daemon.wire.prefect import PrefectApi
-from flows.automations import RETRAIN, automation_name
+from flows.automations import RETRAIN, RUN_SILENT, automation_name
 from monitors.events import Kind
 
 pytestmark = [pytest.mark.kafka, pytest.mark.prefect]
@@ -75,7 +75,7 @@ def test_a_server_out_of_reach_stops_no_reading_and_loses_no_event(
     gate_to: Callable[[str], Any],
 ) -> None:
     gate = gate_to(prefect_server.url)
-    site = site_of(prefect_server, api_url=gate.url)
+    site = site_of(prefect_server, api_url=gate.url, start_deadline_seconds=3_600.0)
     site.deploy()
     gate.shut()
     began = datetime.now(UTC)
@@ -185,7 +185,10 @@ def test_an_event_that_is_lost_after_it_was_acknowledged_leads_to_one_run_all_th
 
 
 @pytest.mark.slow
-def test_a_run_that_ends_while_the_server_is_away_brings_its_outcome_home(site: Any) -> None:
+def test_a_run_that_ends_while_the_server_is_away_brings_its_outcome_home(site: Any, api: PrefectApi) -> None:
+    # A server that takes long to come back would take the run for dead, and another would be created.
+    (automation,) = api.automations(automation_name(site.model, RUN_SILENT))
+    api.call("PATCH", f"/automations/{automation['id']}", {"enabled": False})
     site.hold_runs()
     site.start_worker()
     site.start_daemon()
