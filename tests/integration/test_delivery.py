@@ -302,11 +302,9 @@ def test_events_wait_for_a_server_that_is_down(
 
 def test_what_is_written_is_delivered_at_once_and_nobody_asks_in_between(delivering: Delivering) -> None:
     hours = msgspec.structs.replace(delivering.settings, poll_seconds=3_600.0, heartbeat_seconds=3_600.0)
-    active = threading.Event()
-    active.set()
-    delivery = Delivery(
-        delivering.ledger, hours, {delivering.model: None}, active, delivering.news.append, 86_400.0
-    )
+    owner, models = Ownership(), {delivering.model: None}
+    owner.begin(models)
+    delivery = Delivery(delivering.ledger, hours, models, owner, delivering.news.append, 86_400.0)
     delivery.start()
     try:
         eventually(lambda: delivering.row().state == "posted")
