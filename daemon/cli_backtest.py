@@ -102,6 +102,7 @@ def _configured(arguments: Arguments, path: Path) -> tuple["FlowSettings", tuple
     from daemon.config import load
 
     config = load(path, os.environ)
+    cli._configure_logs(config, arguments, "error")
     names = list(config.models)
     if arguments.model is None and len(names) > 1:
         raise UsageError(f"{path} has several models; say with --model which of {', '.join(names)}")
