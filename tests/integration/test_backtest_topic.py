@@ -34,6 +34,7 @@ from monitors.decoding import make_decoder
 from monitors.drift import WindowRows
 from monitors.episodes import Judged
 from monitors.events import Outcome, RetrainRequest
+from monitors.records import Partition
 
 if TYPE_CHECKING:
     from tests.conftest import Kafka
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.kafka
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODEL = "parcels"
 REFERENCE, WINDOW, WINDOWS, CHANGE = 600, 100, 12, 4
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 class NoReviews:
@@ -89,6 +90,7 @@ class Live:
         self.source = KafkaSource(self.config.kafka)
         self.loop = self._loop()
         self._served: list[tuple[str, int]] = []
+        self._told = 0
 
     def close(self) -> None:
         self.source.close()
@@ -163,11 +165,12 @@ class Live:
         ]
         if told:
             self.kafka.produce(self.labels, told)
+            self._told += len(told)
         self._served = [(f"p{first + place}", label) for place, label in enumerate(rows["label"].tolist())]
 
     def _all_taken(self) -> bool:
-        waiting = any(self.loop._labels.values())
-        return not waiting and set(self.loop._next) <= self.source.drained()
+        """Labels count once their window is closed, a cycle after they were read."""
+        return self.loop._next[Partition(self.labels, 0)] == self._told
 
     def _open_request(self) -> RetrainRequest | None:
         found = self.ledger.requests(MODEL, open_only=True)
@@ -237,6 +240,11 @@ def test_a_topic_leads_to_the_decisions_that_the_ledger_holds(live: Live) -> Non
     assert [(one.id, one.number) for one in happened.episodes] == [
         (episode["id"], episode["number"]) for episode in episodes
     ]
+    judged_again = {(one.version, one.key): (one.score, one.labelled) for one in happened.performances}
+    rows = live.ledger.windows(MODEL)
+    held = {(row["version"], row["key"]): (row["score"], row["labelled"]) for row in rows if row["labelled"]}
+    assert judged_again == held and held
+
     told = [str(told.event.id) for told in happened.events]
     posted = [event["id"] for event in live.ledger.events()]
     assert sorted(told) == sorted(posted)
