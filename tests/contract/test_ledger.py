@@ -155,6 +155,17 @@ def test_a_server_that_comes_back_is_gone_on_with(own_postgres: Any, opened: Ope
     assert ledger.restore().positions[PLACE].next_offset == 3
 
 
+def test_a_server_that_was_restarted_between_two_transactions_is_no_error(
+    own_postgres: Any, opened: Open
+) -> None:
+    ledger = opened(own_postgres.database())
+    ledger.take_over("g", "m")
+    own_postgres.kill()
+    own_postgres.start()
+    ledger.checkpoint(at(1))
+    assert ledger.restore().positions[PLACE].next_offset == 1
+
+
 # --- members that share by partition index -----------------------------------------------------------
 
 
