@@ -7,6 +7,7 @@ which is the oracle, and in the storm. The last line is a JSON object; the exit 
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from doomed_run import FLOW_STEPS
 from doomed_start import DAEMON_STEPS
+from scene import MODELS
 from storm import READING, SERVER, Storm
 from verdict import altered_byte_is_found, decisions, judged_windows, runs, verifications
 from world import World
@@ -22,9 +24,8 @@ from daemon.wire.local_kafka import LocalKafka
 from flows.demo.surroundings import private_environment
 
 KILLS = 200
-# The least of each step; there are twelve requests to die on, and no run dies twice in one step of them.
+# What costs seconds each is had so often and no more.
 SCARCE = 10
-STAGES = 4
 
 
 def quotas(kills: int) -> tuple[dict[str, int], int]:
@@ -36,37 +37,53 @@ def quotas(kills: int) -> tuple[dict[str, int], int]:
 
 
 def main() -> int:
+    """Play it twice; 0 if the storm changed nothing. What was played is kept if it did."""
     kills = int(os.environ.get("CHAOS_KILLS", str(KILLS)))
-    stages = STAGES if kills >= KILLS else 2
+    folder = Path(tempfile.mkdtemp(prefix="retrain-daemon-chaos-"))
+    with private_environment(folder), LocalKafka(folder / "kafka") as kafka:
+        told = played(folder, kafka.bootstrap_servers, kills)
+    well = is_well(told, kills)
+    if well:
+        shutil.rmtree(folder)
+    else:
+        say(f"logs, ledgers and registries are kept in {folder}")
+    say(json.dumps(told))
+    return 0 if well else 1
+
+
+def played(folder: Path, bootstrap_servers: str, kills: int) -> dict[str, Any]:
+    """The object of the last line."""
     by_daemon, by_flow = quotas(kills)
+    # Each stage has a request of each model, and a run dies at most once in each step of a request.
+    stages = max(2, -(-(by_flow + 2) // len(MODELS)))
     started = time.monotonic()
 
     def tell(line: str) -> None:
-        print(f"[{time.monotonic() - started:6.1f} s] {line}", flush=True)  # noqa: T201
+        say(f"[{time.monotonic() - started:6.1f} s] {line}")
 
-    with tempfile.TemporaryDirectory(prefix="retrain-daemon-chaos-") as name, private_environment(Path(name)):
-        folder = Path(name)
-        with LocalKafka(folder / "kafka") as kafka:
-            with World(folder / "calm", kafka.bootstrap_servers, 0) as calm:
-                tell("the undisturbed play begins")
-                Storm(calm, stages, {}, tell).play()
-                expected, windows = decisions(calm), judged_windows(calm)
-            with World(folder / "storm", kafka.bootstrap_servers, by_flow) as world:
-                tell("the storm begins")
-                storm = Storm(world, stages, by_daemon, tell)
-                storm.play()
-                tell("the storm is over; every episode is verified")
-                told = verdict(world, storm, expected, windows)
-    print(json.dumps(told))  # noqa: T201 - this is the output
-    return 0 if is_well(told) and told["kills"] >= kills and at_least(by_flow, told["kills_by_step"]) else 1
+    with World(folder / "calm", bootstrap_servers, 0) as calm:
+        tell("the undisturbed play begins")
+        Storm(calm, stages, {}, tell).play()
+        expected, windows = decisions(calm), judged_windows(calm)
+    with World(folder / "storm", bootstrap_servers, by_flow) as world:
+        tell("the storm begins")
+        storm = Storm(world, stages, by_daemon, tell)
+        storm.play()
+        tell("the storm is over; every episode is verified")
+        return verdict(world, storm, expected, windows)
+
+
+def say(line: str) -> None:
+    """At once, for whoever waits."""
+    print(line, flush=True)  # noqa: T201 - the command's own words
 
 
 def verdict(world: World, storm: Storm, expected: list[str], windows: Any) -> dict[str, Any]:
-    """The object of the last line."""
+    """What came of it, in numbers."""
     found, judged = decisions(world), judged_windows(world)
     for one, other in zip(found, expected, strict=False):
         if one != other:
-            print(f"decided: {one}\nundisturbed: {other}")  # noqa: T201
+            say(f"decided: {one}\nundisturbed: {other}")
             break
     by_step = storm.kills_by_step()
     verified = verifications(world, world.ledger)
@@ -85,16 +102,14 @@ def verdict(world: World, storm: Storm, expected: list[str], windows: Any) -> di
     }
 
 
-def at_least(few: int, by_step: dict[str, int]) -> bool:
-    """Whether each named step was died in so often."""
-    return all(by_step[step] >= few for step in (*DAEMON_STEPS, *FLOW_STEPS, SERVER))
-
-
-def is_well(told: dict[str, Any]) -> bool:
-    """Nothing lost, doubled, missing, twice or otherwise."""
+def is_well(told: dict[str, Any], kills: int) -> bool:
+    """Killed as often as asked, and nothing lost, doubled, missing, twice or decided otherwise."""
+    by_step, (_, few) = told["kills_by_step"], quotas(kills)
     wrong = ("windows_lost", "windows_doubled", "missing_runs", "duplicate_runs")
     return (
-        not any(told[name] for name in wrong)
+        told["kills"] >= kills
+        and all(by_step[step] >= few for step in (*DAEMON_STEPS, *FLOW_STEPS, SERVER))
+        and not any(told[name] for name in wrong)
         and told["decisions_equal"]
         and told["windows_judged"] == told["windows_expected"] > 0
         and told["acting_runs"] == told["requests"] > 0

@@ -63,9 +63,18 @@ class World:
         self.ledger: Ledger
 
     def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
         topics = dict.fromkeys(self.kafka.topics, PARTITIONS)
         ensure_topics(self.kafka, topics | {self.kafka.labels_topic: 1, self.kafka.dead_letter_topic: 1})
-        self.server.start()
+        stack.enter_context(self.server)
         self.config_path.write_text(self._toml())
         rows = self.scene.reference()
         for model in MODELS:
@@ -75,16 +84,10 @@ class World:
         with PrefectApi(self.server.url) as api:
             for model in MODELS:
                 self._run_by(api, model)
-        self.stable.__enter__()
-        self._worker.start()
+        stack.enter_context(self.stable)
+        stack.enter_context(self._worker)
         self.ledger = Ledger(self.config.ledger.url)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ledger.close()
-        self._worker.stop()
-        self.stable.__exit__()
-        self.server.stop()
+        stack.callback(self.ledger.close)
 
     @property
     def config(self) -> Config:
