@@ -199,7 +199,23 @@ class Watcher:
             self._ledger.post_again(request.id)
             return
         self._unconfirmed(request, "no run claimed it after it was posted again", "created directly")
-        self._create_run(deployment, request, request.id)
+        self._create_until_one_waits(deployment, request)
+
+    def _create_until_one_waits(self, deployment: Mapping[str, Any], request: RequestRow) -> None:
+        """
+        One run, and another whenever the last one ended without a claim and had its deadline.
+
+        Prefect cancels a run, for one, whose place in the queue it lost with its server.
+        """
+        number, key = 1, request.id
+        while True:
+            run = self._create_run(deployment, request, key)
+            age = now() - datetime.fromisoformat(run["created"])
+            patience = timedelta(seconds=self._settings.start_deadline_seconds)
+            if _state_of(run) not in TERMINAL or age < patience:
+                return
+            number += 1
+            key = f"{request.id}-{number}"
 
     def _held_by(self, request: RequestRow, deployment: dict[str, Any] | None) -> str | None:
         """What keeps us from asking again: an operator's decision, or a run that waits already."""

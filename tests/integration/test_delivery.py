@@ -414,6 +414,20 @@ def test_an_unanswered_creation_of_a_run_creates_one(
     assert [run["idempotency_key"] for run in delivering.runs()] == [delivering.request]
 
 
+def test_a_created_run_that_ended_without_a_claim_is_followed_by_another(delivering: Delivering) -> None:
+    outbox = Outbox(delivering.ledger, lambda body: None)
+    outbox.deliver()
+    delivering.watcher.look()
+    outbox.deliver()
+    delivering.watcher.look()
+    (run,) = delivering.runs()
+    delivering.end(run["id"], "CANCELLED")
+    for _ in range(3):
+        delivering.watcher.look()
+    keys = {other["idempotency_key"] for other in delivering.runs()}
+    assert keys == {delivering.request, f"{delivering.request}-2"}
+
+
 def test_an_event_that_is_refused_for_good_does_not_end_its_request(delivering: Delivering) -> None:
     def refuse(body: Any) -> None:
         raise PrefectRefused("it is too large")
