@@ -52,8 +52,13 @@ class Storm:
         for step in reading:
             # The first commit says who owns the ledger now; the second would be of what was read.
             self._kill(step, 1 if step == "after_commit" else self._countdown(step), self._world.has_read)
-        if drifted and self._kills:
+        if self._kills and part > 1:
             self._kill("after_commit", 2, self._world.has_read)
+            # Before a run of this part has begun, in the first event or after the first request: a run
+            # that loses its server twice has failed, and its request with it.
+            for _ in range(min(2 if drifted else 1, self._due(SERVER, part, 2 * self._stages))):
+                self._kill_server()
+        if drifted and self._kills:
             self._outbox_and_runs(stage, requests)
         self._finish(stage, requests)
 
@@ -61,8 +66,6 @@ class Storm:
         return self._chance.randint(1, 2) if step == "before_commit" else 1
 
     def _outbox_and_runs(self, stage: int, requests: int) -> None:
-        for _ in range(self._due(SERVER, stage, self._stages)):
-            self._kill_server()
         for _ in range(self._due("posted", stage, self._stages)):
             self._kill("posted", 1, lambda: self._world.has_ended(requests))
         for _ in range(self._due("confirmed", stage, self._stages)):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import multiprocessing
-import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -117,9 +116,9 @@ class World:
 
     def has_read(self) -> bool:
         """Whether the ledger holds all predictions, and all labels but those of windows still open."""
-        with contextlib.closing(sqlite3.connect(self.folder / "ledger.db")) as ledger:
-            rows = ledger.execute("SELECT topic, partition, next_offset FROM positions").fetchall()
-        return {(topic, index): at for topic, index, at in rows}.items() >= self.scene.ends.items()
+        restored = self.ledger.restore().positions.items()
+        found = {(one.topic, one.index): position.next_offset for one, position in restored}
+        return found.items() >= self.scene.ends.items()
 
     def tend(self) -> None:
         """What an operator's supervisor does: a worker that gave its server up is started again."""
