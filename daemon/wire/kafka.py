@@ -284,7 +284,12 @@ class KafkaSource:
     def _position(self, partition: TopicPartition) -> int:
         if partition in self._held:
             return self._next[partition]
-        at = self._consumer.position(partition, timeout_ms=int(REQUEST_SECONDS * 1000))
+        try:
+            at = self._consumer.position(partition, timeout_ms=int(REQUEST_SECONDS * 1000))
+        except kafka_errors.KafkaError as error:
+            # Truncated, taken away, no answer: the next poll hears it too, and knows what to do.
+            log.debug("position_unknown", error=type(error).__name__)
+            at = None
         # Beyond the last record there may be markers of transactions, which are read but never shown.
         return max(self._next[partition], at or 0)
 
