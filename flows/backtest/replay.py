@@ -42,7 +42,7 @@ class Replay:
     def close(
         self,
         predictions: Collection[Partition],
-        labels: Collection[Partition],
+        labels: Collection[Partition] | None,
         end_row: Callable[[Judged], int],
     ) -> int:
         """Judge what is done; returns how many windows have closed."""

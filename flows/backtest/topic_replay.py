@@ -122,10 +122,20 @@ class TopicReplay:
 
     def _predicting(self) -> Collection[Partition]:
         """The partitions that windows wait for: those that still have records, or all at the very end."""
-        return [one for one, left in self._left.items() if left] or list(self._left)
+        mine = [one for one in self._left if self._waited_for(one)]
+        return [one for one in mine if self._left[one]] or mine
 
-    def _labelling(self) -> Collection[Partition]:
-        return [one for one, line in self._lines.items() if line] or list(self._lines)
+    def _labelling(self) -> Collection[Partition] | None:
+        """Likewise; None where labels come with the predictions alone."""
+        if not self._settings.kafka.labels_topic:
+            return None
+        mine = [one for one in self._lines if self._waited_for(one)]
+        return [one for one in mine if self._lines[one]] or mine
+
+    def _waited_for(self, partition: Partition) -> bool:
+        """A model that is shared with others waits for the partitions of its own index alone."""
+        shared = self._settings.kafka.sharing == "by-model"
+        return not shared or partition.index == self._ours[0].partition.index
 
     def _end_row(self, judged: Judged) -> int:
         return len(self._fed)
