@@ -131,4 +131,4 @@ def test_a_request_that_was_acted_on_is_not_acted_on_again_for_a_lost_ledger(sit
     assert site.acted() == [request.id]
     judged, told, *_ = decided(site)
     # The reference outlived the ledger: the windows it was learned from are judged as well, by now.
-    assert judged[5:13] == first[0][5:] and told == first[1]
+    assert judged[5:13] == first[0][5:] and told[: len(first[1])] == first[1]
