@@ -176,9 +176,9 @@ def test_an_outcome_that_was_lost_with_a_term_is_told_again(delivering: Deliveri
     delivery = Delivery(delivering.ledger, delivering.settings, models, owner, news.put, 3_600.0)
     delivery.start()
     try:
-        owner.begin(models)
+        owner.begin()
         assert news.get(timeout=60) == RequestEnded(delivering.model, delivering.request, outcome)
-        owner.begin(models)  # so soon that nobody saw it end
+        owner.begin()  # so soon that nobody saw it end
         assert news.get(timeout=60) == RequestEnded(delivering.model, delivering.request, outcome)
     finally:
         delivery.close()
@@ -303,7 +303,7 @@ def test_events_wait_for_a_server_that_is_down(
 def test_what_is_written_is_delivered_at_once_and_nobody_asks_in_between(delivering: Delivering) -> None:
     hours = msgspec.structs.replace(delivering.settings, poll_seconds=3_600.0, heartbeat_seconds=3_600.0)
     owner, models = Ownership(), {delivering.model: None}
-    owner.begin(models)
+    owner.begin()
     delivery = Delivery(delivering.ledger, hours, models, owner, delivering.news.append, 86_400.0)
     delivery.start()
     try:
@@ -465,7 +465,7 @@ def test_delivery_outlives_what_nobody_thought_of(delivering: Delivering) -> Non
     owner, models = Ownership(), {delivering.model: None}
     delivery = Delivery(delivering.ledger, delivering.settings, models, owner, tell, 86_400.0)
     delivery.start()
-    owner.begin(models)
+    owner.begin()
     try:
         eventually(lambda: len(told) == 2)
         eventually(lambda: delivery.reachable)
