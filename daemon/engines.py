@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import msgspec
 import structlog
 
 from daemon.evidently_worker import EvidentlyEngine, EvidentlyWorker
 from daemon.grounds import Grounds
 from daemon.wire.references import ReferenceStore
+from monitors.baseline import Baseline
 from monitors.confirmation import fall_back
 from monitors.drift import DriftEngine, DriftReport
 from monitors.drift_engine import compile_reference
@@ -32,6 +34,10 @@ class TrustedEngine:
         self.distrusted: frozenset[str] = frozenset()
         self._compiled = compiled
 
+    @property
+    def baseline(self) -> Baseline | None:
+        return self._compiled.baseline
+
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport:
         report = self._compiled.judge(records)
         if not self.distrusted:
@@ -40,7 +46,7 @@ class TrustedEngine:
         report = fall_back(report, theirs, self.distrusted)
         if PREDICTION not in self.distrusted:
             return report
-        return DriftReport(report.scores, report.findings, theirs.prediction)
+        return msgspec.structs.replace(report, prediction=theirs.prediction)
 
 
 class StoredEngines:

@@ -30,8 +30,10 @@ from daemon.evidently_child import (
     read_frame,
     write_frame,
 )
+from monitors.baseline import Baseline
 from monitors.drift import DriftReport
 from monitors.records import PredictionRecord
+from monitors.reference import Reference
 from monitors.settings import DriftSettings, QualitySettings
 
 _CLOSE_SECONDS = 5.0
@@ -195,6 +197,11 @@ class EvidentlyEngine:
         self._worker = worker
         self._terms = Terms(reference, drift, quality, kind)
         self._key = key_of(self._terms)
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """As the reference has it."""
+        return Reference.from_bytes(self._terms.reference).baseline
 
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport:
         """Blocks for about a second, and ten when the child has to start."""

@@ -37,7 +37,6 @@ from monitors.records import (
     RawRecord,
 )
 from monitors.settings import LimitSettings, ModelSettings
-from monitors.windows import ClosedWindow
 
 log = structlog.get_logger()
 
@@ -408,10 +407,10 @@ class Loop:
         lags = {one: max(0, ends[one] - at) for one, at in self._next.items() if one in ends}
         return lags | dict.fromkeys(self._held & lags.keys(), 0)
 
-    def _circumstances(self) -> Callable[[str, str, ClosedWindow], Circumstances]:
+    def _circumstances(self) -> Callable[[str, str, int], Circumstances]:
         silences: dict[str, datetime] | None = None
 
-        def around(model: str, version: str, window: ClosedWindow) -> Circumstances:
+        def around(model: str, version: str, key: int) -> Circumstances:
             nonlocal silences
             if silences is None:
                 silences = self._ledger.silences()
@@ -419,7 +418,7 @@ class Loop:
                 origin=self._origin,
                 mode=self.settings.mode,
                 silenced=model in silences and silences[model] > now(),
-                report_url=self._reviews.url_of(model, version, window.key),
+                report_url=self._reviews.url_of(model, version, key),
             )
 
         return around

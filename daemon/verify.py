@@ -15,7 +15,7 @@ from daemon.wire.references import CorruptReference, ReferenceStore
 from monitors.confirmation import fall_back
 from monitors.drift import DriftReport, DriftScore
 from monitors.drift_engine import CompiledReference, compile_reference
-from monitors.episodes import Judged, episode_id, request_of
+from monitors.episodes import Judged, Occasion, episode_id, performance_episode, request_of
 from monitors.events import OffsetRange, RetrainRequest
 from monitors.policy import Decision, Phase, PolicyState, Verdict, step
 from monitors.records import Decoder, Partition
@@ -134,7 +134,7 @@ class _Judges:
         report = fall_back(report, theirs, grounds.evidently)
         if PREDICTION not in grounds.evidently:
             return report
-        return DriftReport(report.scores, report.findings, theirs.prediction)
+        return msgspec.structs.replace(report, prediction=theirs.prediction)
 
     def _engines(
         self, judged: Judged, grounds: Grounds, settings: ModelSettings
@@ -201,6 +201,8 @@ class _Fold:
         if self.state is not None:
             self.state = after
             return decision
+        if settings.policy.method == "budget":
+            return stored  # evidence adds up from the first window on, and that is gone
         # A window that it depends on is gone: verdict and clause don't depend on it, the phase is believed.
         self.state = PolicyState() if stored.phase is Phase.INACTIVE else None
         return Decision(decision.verdict, stored.phase, decision.clause, stored.since)
@@ -394,18 +396,22 @@ class _Trial:
     def episode(self, origin: str) -> Iterator[Difference]:
         """Its id follows from the window that opened it."""
         episode = self._case.episode
-        opening = self._window_at(episode.version, episode.opened_at, Phase.FIRING)
+        phase = None if episode.opened_by == "performance" else Phase.FIRING
+        opening = self._window_at(episode.version, episode.opened_at, phase)
         if opening is None:
             yield Difference("episode", f"no window of it ends {episode.opened_at.isoformat()} and fires")
             return
-        expected = str(episode_id(origin, opening))
+        by_labels = episode.opened_by == "performance"
+        expected = performance_episode(origin, opening) if by_labels else str(episode_id(origin, opening))
         if expected != episode.id:
             yield Difference(
                 "episode",
                 f"cluster, group and offsets give the id {expected}: is this the Kafka cluster, and "
                 "kafka.group, that it was found in?",
             )
-        if (opening.decision.since or opening.start) != episode.since:
+        # Labels may have told more of the change point since; they are not in these windows.
+        told_by_drift = episode.signal == episode.opened_by != "performance"
+        if told_by_drift and (opening.decision.since or opening.start) != episode.since:
             yield Difference("episode", f"it is said to begin {episode.since.isoformat()}")
 
     def requests(self) -> Iterator[Difference]:
@@ -419,12 +425,24 @@ class _Trial:
             yield from self._unlike_request(row, asked)
 
     def _unlike_request(self, row: RequestRow, asked: RetrainRequest) -> Iterator[Difference]:
-        judged = self._window_at(asked.model_version, asked.window_end, Phase.FIRING)
+        by_labels = asked.basis == "labels"
+        judged = self._window_at(asked.model_version, asked.window_end, None if by_labels else Phase.FIRING)
         if judged is None:
             yield Difference("request", f"{row.id}: no firing window ends {asked.window_end.isoformat()}")
             return
         # Where a report is, is no decision.
-        wanted = request_of(self._case.episode, row.attempt, judged, asked.report_url)
+        wanted = request_of(self._case.episode, row.attempt, Occasion.of(judged, asked.report_url))
+        if by_labels:
+            # Why and since when it was asked follows from labels, which are not read again.
+            wanted = msgspec.structs.replace(
+                wanted,
+                basis=asked.basis,
+                reason=asked.reason,
+                signal=asked.signal,
+                suspected_since=asked.suspected_since,
+                drift_share=asked.drift_share,
+                drifted_columns=asked.drifted_columns,
+            )
         if row.id != wanted.request:
             yield Difference(
                 "request", f"{row.id}: attempt {row.attempt} of this episode is {wanted.request}"
@@ -435,14 +453,14 @@ class _Trial:
         elif row.payload != msgspec.json.encode(msgspec.to_builtins(wanted)).decode():
             yield Difference("request", f"{row.id}: is not written as it was, though it reads the same")
 
-    def _window_at(self, version: str, end: Any, phase: Phase) -> Judged | None:
-        """The recomputed window, or the stored one where it could not be recomputed."""
+    def _window_at(self, version: str, end: Any, phase: Phase | None) -> Judged | None:
+        """The recomputed window, or the stored one where it could not be recomputed; None: of any phase."""
         for window in self._case.windows:
             judged = self._again.get(window.stored.id, window.judged)
             if (
                 judged is not None
                 and (judged.version, judged.end) == (version, end)
-                and judged.decision.phase is phase
+                and phase in (None, judged.decision.phase)
             ):
                 return judged
         return None

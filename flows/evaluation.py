@@ -1,26 +1,39 @@
-"""Evaluation: challenger and champion on the rows that neither the challenger nor the choice has seen."""
+"""Evaluation: challengers and champion on the same later rows, which none of them has seen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from flows.errors import NotRetrainable
 from flows.gate import Holdout, judge
-from flows.registry import ModelUnloadable, ModelVersion, Registry, RegistryUnavailable
+from flows.registry import ModelUnloadable, Registry, RegistryUnavailable
 from flows.rows import LabelledRows
-from flows.scoring import Answers, metric_of
+from flows.scoring import Answers, Values, losses, metric_of
+from flows.training import ALL, MIN_SPAN_ROWS, Candidate, answers, fit_span, walk_forward
 from flows.verdict import Verdict, refusal
-from monitors.settings import FlowSettings
+from monitors.baseline import Baseline
+from monitors.settings import FlowSettings, ModelSettings
+from monitors.statistics import long_run_deviation
 
 LOGGED = "logged predictions"
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The gate's verdict, and the champion (empty: none) that it holds against."""
+    """
+    The gate's verdict, and the champion (empty: none) that it holds against.
+
+    `span` is the one that was chosen, or came nearest; `baseline` how its models did on the holdout.
+    """
 
     verdict: Verdict
     champion: str
+    span: str = ALL
+    baseline: Baseline | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 class _NoChampionToAsk(Exception):
@@ -28,41 +41,86 @@ class _NoChampionToAsk(Exception):
 
 
 def evaluate(
-    settings: FlowSettings, registry: Registry, made: ModelVersion, rows: LabelledRows
+    settings: FlowSettings,
+    registry: Registry,
+    rows: LabelledRows,
+    since: datetime | None = None,
+    only: str = "",
 ) -> Evaluation:
     """
-    Judge the version as it lies in the registry, on every row later than its training.
+    Judge each span's models on the newest rows, which neither they nor the champion have seen.
 
     Where the registry has no champion, what the serving model logged for these rows stands for it,
     so that the first challenger has to beat the model that serves too.
     """
     model = settings.settings
     champion = registry.champion_version()
-    holdout = rows.between(rows.first_after(made.trained_until), len(rows))
+    known_champion = registry.find(champion) if champion else None
+    after = known_champion.trained_until if known_champion else None
+    trial = walk_forward(model, rows, since, after, only)
+    holdout, challengers = trial.holdout, trial.answers
     if not champion:
-        holdout = _answered(holdout)
-    challenger = registry.load(made.version).answers(holdout.features) if len(holdout) else _silent()
+        known = _answered(holdout)
+        holdout = holdout.where(known)
+        challengers = tuple(_kept(one, known) for one in challengers)
     try:
         rival = _rival(registry, champion, holdout)
     except _NoChampionToAsk as error:
-        return Evaluation(refusal(metric_of(model.gate, model.kind), str(error)), champion)
+        return Evaluation(refusal(metric_of(model.gate, model.kind), str(error)), champion, trial.spans[0])
     verdict = judge(
         model.gate,
         model.kind,
         Holdout(holdout.labels, holdout.event_times),
-        [challenger],
+        challengers,
         rival,
-        trained_until=made.trained_until,
+        trained_until=trial.trained_until,
         segments=holdout.segments,
         seed=model.training.seed,
     )
-    return Evaluation(verdict, champion)
+    chosen = challengers[verdict.chosen or 0]
+    return Evaluation(
+        verdict,
+        champion,
+        chosen.source,
+        baseline_of(model.kind, holdout.labels, chosen),
+        tuple(
+            Candidate(one.source, len(holdout), one.score, one.low, one.high) for one in verdict.candidates
+        ),
+    )
 
 
-def _answered(holdout: LabelledRows) -> LabelledRows:
-    """The rows with a logged prediction, if there are any."""
+def baseline_of(kind: str, labels: Values, said: Answers) -> Baseline | None:
+    """How a model did on rows that it had not seen, in time order."""
+    costs = losses(kind, labels, said)
+    if not costs.size:
+        return None
+    return Baseline(float(costs.mean()), long_run_deviation(costs), int(costs.size))
+
+
+def own_baseline(settings: ModelSettings, rows: LabelledRows) -> Baseline | None:
+    """How the first champion does: a model of its older rows on the newest quarter of them."""
+    cut = rows.first_at(float(rows.event_times[round(0.75 * len(rows))])) if len(rows) else 0
+    if min(cut, len(rows) - cut) < MIN_SPAN_ROWS:
+        return None
+    try:
+        made = fit_span(settings, rows.between(0, cut))
+    except NotRetrainable:
+        return None
+    later = rows.between(cut, len(rows))
+    return baseline_of(
+        settings.kind, later.labels, answers("older rows", made.schema, made.estimator, later.features)
+    )
+
+
+def _answered(holdout: LabelledRows) -> npt.NDArray[np.bool_]:
+    """Which rows have a logged prediction; all of them if none has."""
     known = np.array([prediction is not None for prediction in holdout.predictions], dtype=bool)
-    return holdout.where(known) if known.any() else holdout
+    return known if known.any() else np.ones(len(holdout), dtype=bool)
+
+
+def _kept(said: Answers, mask: npt.NDArray[np.bool_]) -> Answers:
+    probabilities = None if said.probabilities is None else said.probabilities[mask]
+    return replace(said, predictions=said.predictions[mask], probabilities=probabilities)
 
 
 def _rival(registry: Registry, champion: str, holdout: LabelledRows) -> Answers | None:
@@ -87,7 +145,3 @@ def _champion_answers(registry: Registry, champion: str, holdout: LabelledRows) 
         raise _NoChampionToAsk(
             f"champion version {champion} can't answer these rows, and is kept: {reason}"
         ) from error
-
-
-def _silent() -> Answers:
-    return Answers("challenger", np.empty(0, dtype=object))

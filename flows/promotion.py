@@ -1,7 +1,7 @@
 """Promotion: the reference first, then the alias, so that no champion is ever without its reference."""
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,12 @@ import msgspec
 from daemon.wire.references import ReferenceStore
 from flows.audit import AuditRecord, Move
 from flows.data import plain_scalar
-from flows.evaluation import Evaluation
+from flows.evaluation import Evaluation, own_baseline
 from flows.provenance import constraints_digest, git_commit
 from flows.registry import ModelVersion, NewModel, Registry
 from flows.rows import LabelledRows
 from flows.training import Challenger, fit_span
+from monitors.baseline import Baseline
 from monitors.events import NAMESPACE
 from monitors.reference import Reference
 from monitors.settings import FlowSettings, ModelSettings
@@ -30,9 +31,13 @@ def register(
     rows: LabelledRows,
     request: str,
     run: str,
+    evaluation: Evaluation | None = None,
+    baseline: Baseline | None = None,
     model_version: str = "",
 ) -> ModelVersion:
-    """Put a challenger into the registry, with everything it was made from."""
+    """Put a challenger into the registry, with everything it was made from and judged by."""
+    candidates = evaluation.candidates if evaluation else challenger.candidates
+    baseline = evaluation.baseline if evaluation else baseline
     tags = {
         "kind": settings.settings.kind,
         "git_commit": git_commit(),
@@ -42,10 +47,11 @@ def register(
         "data_rows": str(len(rows)),
         "offsets": msgspec.json.encode(rows.offsets).decode(),
         "span": challenger.span,
-        "candidates": msgspec.json.encode(challenger.candidates).decode(),
+        "candidates": msgspec.json.encode(candidates).decode(),
         "training_rows": str(challenger.rows),
         "trained_from": repr(challenger.trained_from),
         "trained_until": repr(challenger.trained_until),
+        "baseline": msgspec.json.encode(baseline).decode(),
     }
     return registry.register(
         NewModel(
@@ -106,11 +112,19 @@ def write_reference(
     """Keep the newest training rows, and what the version itself says of them, for the monitors."""
     newest = reference_rows(settings.settings, made, rows)
     predictions = registry.load(made.version).predict(newest.features)
-    reference = make_reference(settings, made.model_version, newest, predictions)
+    reference = make_reference(settings, made.model_version, newest, predictions, baseline_in(made.tags))
     store = ReferenceStore(settings.registry.references_url)
     digest = store.write(settings.model, made.model_version, reference.to_bytes())
     registry.describe(made.version, {"reference_digest": digest, "reference_rows": str(len(newest))})
     return digest
+
+
+def baseline_in(tags: Mapping[str, str]) -> Baseline | None:
+    """How a version did on rows that it had not seen, as it was registered; None where that is unknown."""
+    try:
+        return msgspec.json.decode(tags.get("baseline", "null"), type=Baseline | None)
+    except msgspec.DecodeError:
+        return None
 
 
 def reference_rows(settings: ModelSettings, made: ModelVersion, rows: LabelledRows) -> LabelledRows:
@@ -122,16 +136,21 @@ def reference_rows(settings: ModelSettings, made: ModelVersion, rows: LabelledRo
 
 
 def make_reference(
-    settings: FlowSettings, model_version: str, rows: LabelledRows, predictions: Iterable[Any]
+    settings: FlowSettings,
+    model_version: str,
+    rows: LabelledRows,
+    predictions: Iterable[Any],
+    baseline: Baseline | None = None,
 ) -> Reference:
-    """A version's reference: these rows, and what the version itself says of them."""
-    return Reference.from_rows(
+    """A version's reference: these rows, what the version itself says of them, and how well it does."""
+    reference = Reference.from_rows(
         settings.model,
         model_version,
         _records(rows.features),
         [plain_scalar(prediction) for prediction in predictions],
         settings.settings.drift,
     )
+    return msgspec.structs.replace(reference, baseline=baseline)
 
 
 def bootstrap(
@@ -154,6 +173,7 @@ def bootstrap(
         rows,
         request,
         run="",
+        baseline=own_baseline(settings.settings, rows),
         model_version=model_version,
     )
     write_reference(settings, registry, made, rows)

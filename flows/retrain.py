@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from tempfile import gettempdir
 from traceback import format_exception
@@ -30,7 +31,7 @@ from flows.model_card import Card
 from flows.registry import ModelVersion, Registry, open_registry
 from flows.rows import LabelledRows
 from flows.steps import Step, as_task, in_process, patiently
-from flows.training import train
+from flows.training import refit
 from flows.verdict import Verdict
 from monitors.events import NAMESPACE, Outcome, RetrainRequest
 from monitors.settings import FlowSettings
@@ -172,8 +173,7 @@ def _decided(job: Job, claim: Claim) -> Result:
         return _promoted(job, record)
     try:
         rows = job.step(_extract, job)
-        version = job.step(_train, job, rows)
-        return _judged(job, claim, version, rows)
+        return _judged(job, claim, rows)
     except NotRetrainable as refusal:
         champion = job.registry.champion_version()
         return Result(
@@ -200,20 +200,16 @@ def _extract(job: Job) -> LabelledRows:
     return extract(job.settings, job.request)
 
 
-def _train(job: Job, rows: LabelledRows) -> ModelVersion:
-    """Train and register, unless an earlier try of the request already has."""
-    if known := job.registry.find_request(job.request_id):
-        return known
-    since = job.request.suspected_since if job.request else None
-    challenger = train(job.settings.settings, rows, since)
-    version = promotion.register(job.settings, job.registry, challenger, rows, job.request_id, job.run)
-    log.info("challenger_registered", model=job.settings.model, version=version.version, rows=challenger.rows)
-    return version
-
-
-def _judged(job: Job, claim: Claim, version: ModelVersion, rows: LabelledRows) -> Result:
+def _judged(job: Job, claim: Claim, rows: LabelledRows) -> Result:
+    """Judge, register and promote; again where the champion was another one by then."""
+    span = ""
     for _ in range(_JUDGEMENTS):
-        evaluation = job.step(_evaluate, job, version, rows)
+        evaluation = job.step(_evaluate, job, rows, span)
+        version = job.step(_train, job, rows, evaluation)
+        span = version.tags["span"]
+        if span != evaluation.span:
+            # An earlier try registered another candidate: that one is judged, too.
+            evaluation = job.step(_evaluate, job, rows, span)
         if evaluation.verdict.action == "refused":
             return _refused(job, evaluation, version)
         try:
@@ -227,8 +223,24 @@ def _judged(job: Job, claim: Claim, version: ModelVersion, rows: LabelledRows) -
     )
 
 
-def _evaluate(job: Job, version: ModelVersion, rows: LabelledRows) -> Evaluation:
-    return evaluate(job.settings, job.registry, version, rows)
+def _evaluate(job: Job, rows: LabelledRows, span: str) -> Evaluation:
+    return evaluate(job.settings, job.registry, rows, _since(job), span)
+
+
+def _train(job: Job, rows: LabelledRows, evaluation: Evaluation) -> ModelVersion:
+    """Fit the chosen span up to now and register it, unless an earlier try of the request already has."""
+    if known := job.registry.find_request(job.request_id):
+        return known
+    challenger = refit(job.settings.settings, rows, evaluation.span, _since(job))
+    version = promotion.register(
+        job.settings, job.registry, challenger, rows, job.request_id, job.run, evaluation
+    )
+    log.info("challenger_registered", model=job.settings.model, version=version.version, rows=challenger.rows)
+    return version
+
+
+def _since(job: Job) -> datetime | None:
+    return job.request.suspected_since if job.request else None
 
 
 def _promote(
@@ -289,6 +301,7 @@ def _own_promotion(job: Job) -> AuditRecord | None:
 
 def _promoted(job: Job, record: AuditRecord, verdict: Verdict | None = None) -> Result:
     move = record.move
+    version = job.registry.find(move.version)
     outcome = Outcome(
         action="promoted",
         sentence=move.reason,
@@ -299,8 +312,8 @@ def _promoted(job: Job, record: AuditRecord, verdict: Verdict | None = None) -> 
         metric=move.metric,
         challenger_score=move.challenger_score,
         champion_score=move.champion_score,
+        baseline=promotion.baseline_in(version.tags) if version else None,
     )
-    version = job.registry.find(move.version)
     return Result(outcome=outcome, verdict=verdict, version=version, record=record)
 
 

@@ -171,3 +171,11 @@ def differing_rows(metric: Metric, labels: Values, one: Answers, other: Answers)
     weights = np.abs(contributions(metric, labels, one) - contributions(metric, labels, other))
     total = float(weights.sum())
     return total**2 / float(weights @ weights) if total else 0.0
+
+
+def losses(kind: str, labels: Values, said: Answers) -> Floats:
+    """What each answer cost, as the monitors count it: 0 or 1 for classes, the absolute error for numbers."""
+    if kind == "regression":
+        errors = np.abs(numbers(labels) - numbers(said.predictions))
+        return np.asarray(errors[np.isfinite(errors)], dtype=float)
+    return np.asarray(canonical(labels) != canonical(said.predictions), dtype=float)

@@ -1,8 +1,8 @@
-"""Training: the challenger, from the spans of rows that may know the present best."""
+"""Training: challengers from the spans of rows that may know the present best, walking forward in time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,18 @@ from flows.callables import load_callable
 from flows.errors import FlowError, NotRetrainable
 from flows.rows import LabelledRows
 from flows.schema import Schema
-from flows.scoring import Answers, better, canonical, metric_of, numbers, score
+from flows.scoring import Answers, canonical, numbers
 from monitors.settings import ModelSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # A span with fewer rows to train on isn't worth a candidate of its own.
-MIN_SPAN_ROWS = 100
-MIN_SELECT_ROWS = 50
-_DEFAULTS: Mapping[str, Any] = {"max_iter": 100, "early_stopping": False}
+MIN_SPAN_ROWS = 20
+# Fewer rows are better learned by a linear model: a tree's leaves would have to be as large as they.
+SMALL_ROWS = 500
+ALL, RECENT, SINCE = "all rows", "recent rows", "rows since the change"
+_DEFAULTS: Mapping[str, Any] = {"max_iter": 40, "max_leaf_nodes": 15, "early_stopping": False}
 # OpenMP's threads spin while they wait for each other: on fewer cells, beside busy processes, that
 # takes many times what it saves.
 _THREADED_CELLS = 2_000_000
@@ -35,24 +37,14 @@ class UnusableTrainer(FlowError):
     """The user's trainer, or the parameters stated for ours, gave no model."""
 
 
-class Split(msgspec.Struct, frozen=True):
-    """
-    Row indices that cut the rows in time: train | select | holdout.
-
-    No event time lies on both sides of a cut. `since` is the first row of the suspected change.
-    """
-
-    since: int
-    select_from: int
-    holdout_from: int
-
-
 class Candidate(msgspec.Struct, frozen=True):
-    """One span that a model was trained on, and its score on the select slice (None: no contest)."""
+    """One span of rows to train on, and its score and bounds where it was judged beside others."""
 
     span: str
     rows: int
     score: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,19 +61,108 @@ class Challenger:
     parameters: Mapping[str, Any]
 
 
-def train(settings: ModelSettings, rows: LabelledRows, suspected_since: datetime | None = None) -> Challenger:
+@dataclass(frozen=True, eq=False)
+class Trial:
     """
-    Fit a model on each span, keep the better on the select slice, refit it up to the holdout.
+    What each span's models said of the same later rows, which none of them had seen.
 
-    The spans are all rows, and those since the suspected change. The holdout is not looked at.
+    The newest `holdout` rows are cut into folds in time. Every fold is answered by a model of the span
+    as it was when the fold began (rolling-origin evaluation: Tashman, International Journal of
+    Forecasting 16, 2000), so that a candidate is judged as fresh as it would be put to use. `trained_until`
+    is the last event time before the holdout.
     """
-    cut = split(settings, rows, suspected_since)
-    spans = {"all rows": 0}
-    if 0 < cut.since <= cut.select_from - MIN_SPAN_ROWS:
-        spans["rows since the change"] = cut.since
-    candidates = tuple(_candidate(settings, rows, cut, span, start) for span, start in spans.items())
-    span = _best(settings, candidates).span
-    return fit_span(settings, rows.between(spans[span], cut.holdout_from), span, candidates)
+
+    holdout: LabelledRows
+    answers: tuple[Answers, ...]
+    trained_until: float
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The names of the spans, in the order of the answers."""
+        return tuple(one.source for one in self.answers)
+
+
+def walk_forward(
+    settings: ModelSettings,
+    rows: LabelledRows,
+    since: datetime | None = None,
+    after: float | None = None,
+    only: str = "",
+) -> Trial:
+    """
+    Let the spans answer the newest rows, fold by fold.
+
+    `since` is the estimated change point: a share of the rows after it is held out, so that a holdout
+    judges by the world as it is. `after` is the last event time that the champion was trained on: only
+    later rows are unseen by it, too. `only` names the one span wanted. Raises `NotRetrainable` where
+    too few rows are left.
+    """
+    change = rows.first_at(since) if since else max(0, len(rows) - settings.reference_rows)
+    cuts = _folds(settings, rows, change, after)
+    first = cuts[0]
+    names = [name for name in (ALL, RECENT, SINCE) if _is_candidate(settings, name, change, first)]
+    wanted = [name for name in names if name == only] or names
+    answered = [_answered(settings, rows, name, change, cuts) for name in wanted]
+    return Trial(
+        holdout=rows.between(first, len(rows)),
+        answers=tuple(answered),
+        trained_until=float(rows.event_times[first - 1]),
+    )
+
+
+def refit(settings: ModelSettings, rows: LabelledRows, span: str, since: datetime | None) -> Challenger:
+    """The span's model up to the newest row: what is promoted where its walk forward was the better one."""
+    change = rows.first_at(since) if since else max(0, len(rows) - settings.reference_rows)
+    start = _start(settings, span, change, len(rows))
+    return fit_span(settings, rows.between(start, len(rows)), span)
+
+
+def _folds(settings: ModelSettings, rows: LabelledRows, change: int, after: float | None) -> list[int]:
+    """The first row of each fold of the holdout."""
+    count, needed = len(rows), settings.gate.min_holdout_rows
+    largest = settings.training.holdout_share * settings.reference_rows
+    wanted = min(largest, settings.training.holdout_share * (count - change))
+    unseen = 0 if after is None else rows.first_after(after)
+    first = max(count - max(round(wanted), needed), unseen, 0)
+    first = _tie_free(rows, first) if first > unseen else first
+    if first < MIN_SPAN_ROWS or count - first < needed:
+        raise NotRetrainable(
+            f"{count} labelled rows, {count - unseen} of them later than the champion's training, don't"
+            f" suffice for {needed} holdout rows and {MIN_SPAN_ROWS} to train on"
+        )
+    size = max(1, round(largest / settings.training.folds), needed // settings.training.folds)
+    folds = max(1, min(settings.training.folds, round((count - first) / size)))
+    cuts = [first + round(place * (count - first) / folds) for place in range(folds)]
+    return sorted({first, *(_tie_free(rows, cut) for cut in cuts[1:])})
+
+
+def _is_candidate(settings: ModelSettings, name: str, change: int, first: int) -> bool:
+    if name == ALL:
+        return True
+    if name == RECENT:
+        return first > settings.reference_rows
+    return 0 < change <= first - MIN_SPAN_ROWS and first - change < settings.reference_rows
+
+
+def _start(settings: ModelSettings, name: str, change: int, end: int) -> int:
+    if name == SINCE:
+        return change
+    return max(0, end - settings.reference_rows) if name == RECENT else 0
+
+
+def _answered(
+    settings: ModelSettings, rows: LabelledRows, name: str, change: int, cuts: list[int]
+) -> Answers:
+    folds: list[Answers] = []
+    for start, end in zip(cuts, [*cuts[1:], len(rows)], strict=True):
+        schema, estimator = _fit(settings, rows.between(_start(settings, name, change, start), start))
+        folds.append(answers(name, schema, estimator, rows.between(start, end).features))
+    known = [fold.probabilities for fold in folds if fold.probabilities is not None]
+    return replace(
+        folds[-1],
+        predictions=np.concatenate([fold.predictions for fold in folds]),
+        probabilities=np.concatenate(known) if len(known) == len(folds) else None,
+    )
 
 
 def fit_span(
@@ -104,50 +185,9 @@ def fit_span(
     )
 
 
-def split(settings: ModelSettings, rows: LabelledRows, suspected_since: datetime | None) -> Split:
-    """
-    Cut off the newest rows as the holdout, and the newest of the rest to choose a span by.
-
-    Both are a share of the rows since the suspected change, or of all rows where no change is
-    known: a holdout larger than the change would judge by the world as it was.
-    """
-    since = rows.first_at(suspected_since) if suspected_since else 0
-    recent = len(rows) - since
-    share = settings.training.holdout_share
-    holdout = max(round(share * recent), settings.gate.min_holdout_rows)
-    holdout_from = _tie_free(rows, len(rows) - holdout)
-    select = max(round(share * max(recent - holdout, 0)), MIN_SELECT_ROWS)
-    select_from = _tie_free(rows, holdout_from - select)
-    if select_from <= 0:
-        raise NotRetrainable(
-            f"{len(rows)} labelled rows don't suffice for {holdout} holdout rows, {select} to choose by"
-            " and any to train on"
-        )
-    return Split(since=since, select_from=select_from, holdout_from=holdout_from)
-
-
 def _tie_free(rows: LabelledRows, index: int) -> int:
     """The first row of those that share this row's event time, so that the later side is later."""
     return rows.first_at(float(rows.event_times[index])) if index > 0 else 0
-
-
-def _candidate(settings: ModelSettings, rows: LabelledRows, cut: Split, span: str, start: int) -> Candidate:
-    if not 0 < cut.since <= cut.select_from - MIN_SPAN_ROWS:
-        return Candidate(span, cut.holdout_from - start)
-    schema, estimator = _fit(settings, rows.between(start, cut.select_from))
-    select = rows.between(cut.select_from, cut.holdout_from)
-    metric = metric_of(settings.gate, settings.kind)
-    value = score(metric, select.labels, answers(span, schema, estimator, select.features))
-    return Candidate(span, cut.select_from - start, value)
-
-
-def _best(settings: ModelSettings, candidates: tuple[Candidate, ...]) -> Candidate:
-    metric = metric_of(settings.gate, settings.kind)
-    best = candidates[0]
-    for other in candidates[1:]:
-        if best.score is not None and other.score is not None and better(metric, other.score, best.score):
-            best = other
-    return best
 
 
 def answers(source: str, schema: Schema, estimator: Any, features: "pd.DataFrame") -> Answers:
@@ -196,7 +236,8 @@ def _fit(settings: ModelSettings, rows: LabelledRows) -> tuple[Schema, Any]:
     frame = schema.arrange(rows.features)
     if settings.training.callable:
         return schema, _user_fit(settings, frame, pd.Series(labels, name="label"))
-    model = _default_model(settings, schema)
+    small = len(rows) < SMALL_ROWS and not settings.training.parameters
+    model = _small_model(settings, schema) if small else _default_model(settings, schema)
     with _threads_for(frame):
         return schema, model.fit(frame, labels)
 
@@ -246,3 +287,21 @@ def _default_model(settings: ModelSettings, schema: Schema) -> Any:
     except TypeError as error:
         raise UnusableTrainer(f"training.parameters: {error}; they go to {boosting.__name__}") from error
     return Pipeline([("columns", columns), ("model", model)])
+
+
+def _small_model(settings: ModelSettings, schema: Schema) -> Any:
+    """A regularised linear model of scaled columns."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numeric = Pipeline([("fill", SimpleImputer(keep_empty_features=True)), ("scale", StandardScaler())])
+    encoder = OneHotEncoder(handle_unknown="ignore", max_categories=_MAX_CATEGORIES)
+    columns = ColumnTransformer(
+        [("numeric", numeric, schema.numeric), ("categorical", encoder, schema.categorical)]
+    )
+    if settings.kind == "classification":
+        return Pipeline([("columns", columns), ("model", LogisticRegression(C=0.1, max_iter=1_000))])
+    return Pipeline([("columns", columns), ("model", Ridge(alpha=1.0))])

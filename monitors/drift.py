@@ -6,7 +6,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from monitors.baseline import Baseline
 from monitors.records import PredictionRecord
+from monitors.shifts import Shift
 
 
 class DriftScore(msgspec.Struct, frozen=True):
@@ -45,11 +47,17 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class DriftReport(msgspec.Struct, frozen=True):
-    """What one window looks like beside the reference. `prediction` is scored apart from features."""
+    """
+    What one window looks like beside the reference. `prediction` is scored apart from features.
+
+    `shifts` are those of the features, what a budget of false alarms is kept by.
+    """
 
     scores: tuple[DriftScore, ...]
     findings: tuple[Finding, ...] = ()
     prediction: DriftScore | None = None
+    shifts: tuple[Shift, ...] = ()
+    prediction_shifts: tuple[Shift, ...] = ()
 
     @property
     def drift_share(self) -> float:
@@ -78,6 +86,13 @@ class WindowRows(msgspec.Struct, frozen=True):
 
 
 class DriftEngine(Protocol):
-    """Scores columns against one reference; two forms (compiled, Evidently itself), same verdicts."""
+    """
+    Scores columns against one reference; two forms (compiled, Evidently itself), same verdicts.
+
+    `baseline` is how well the version did when it was made, where that is known.
+    """
+
+    @property
+    def baseline(self) -> Baseline | None: ...
 
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport: ...

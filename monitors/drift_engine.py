@@ -9,14 +9,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from monitors import quality
-from monitors.columns import Cell, Columns, Counts, Key, Kind, Numbers, read_counts, read_numbers
+from monitors.baseline import Baseline
+from monitors.columns import (
+    Cell,
+    Columns,
+    Counts,
+    Key,
+    Kind,
+    Numbers,
+    keyer,
+    kind_of,
+    read_counts,
+    read_numbers,
+)
 from monitors.drift import DriftReport, DriftScore, Finding
 from monitors.records import PredictionRecord
 from monitors.reference import PREDICTION, Reference, ReferenceColumn, finite_floats, unscored
 from monitors.settings import DriftSettings, QualitySettings
+from monitors.shifts import CategoricalYardstick, NumericYardstick, Shift
 from monitors.statistics import (
     FEW_VALUES,
     ON_COUNTS,
@@ -125,6 +139,7 @@ class CompiledColumn:
 
     name: str
     reference: NumericReference | CategoricalReference
+    yardstick: NumericYardstick | CategoricalYardstick
     null_before: float
     stated: Method | None
     threshold: float | None
@@ -156,6 +171,15 @@ class CompiledColumn:
         else:
             raise TypeError(f"column {self.name} has nothing to score, or was read as another type")
         return self.verdict(method, score, usable.tally.usable)
+
+    def measure(self, examined: Examined) -> tuple[Shift, ...]:
+        """How far the column's features lie from the reference; nothing of a column that is not scored."""
+        yardstick, usable = self.yardstick, examined.usable
+        if isinstance(yardstick, NumericYardstick) and isinstance(usable, Numbers):
+            return yardstick.measure(self.name, usable.values)
+        if isinstance(yardstick, CategoricalYardstick) and isinstance(usable, Counts):
+            return yardstick.measure(self.name, usable.counts)
+        return ()
 
     def verdict(self, method: Method, score: float, rows: int) -> DriftScore | Finding:
         """Holds a score against the stated threshold, or the method's own."""
@@ -198,7 +222,9 @@ class CompiledReference:
         unscored: Sequence[Finding],
         ignored: Sequence[str],
         limits: QualitySettings,
+        baseline: Baseline | None = None,
     ) -> None:
+        self.baseline = baseline
         self.columns = tuple(columns)
         self.prediction = prediction
         self.unscored = tuple(unscored)
@@ -232,7 +258,18 @@ class CompiledReference:
             output = None
             if prediction.usable is not None and isinstance(self.prediction, CompiledColumn):
                 output = self.prediction.judge(prediction)
-        return assemble(features, prediction, judged, output)
+        return self.with_shifts(assemble(features, prediction, judged, output), features, prediction)
+
+    def with_shifts(
+        self, report: DriftReport, features: Sequence[Examined], prediction: Examined
+    ) -> DriftReport:
+        """The report with the shifts of what could be scored; they are ours whoever gave the scores."""
+        by_name = {column.name: column for column in self.columns}
+        output = self.prediction.measure(prediction) if isinstance(self.prediction, CompiledColumn) else ()
+        shifts = [
+            shift for one in features if one.usable is not None for shift in by_name[one.column].measure(one)
+        ]
+        return msgspec.structs.replace(report, shifts=tuple(shifts), prediction_shifts=output)
 
 
 def assemble(
@@ -283,7 +320,8 @@ def compile_reference(
         if name not in drift.ignore
     ]
     prediction = _compile(_typed_by(kind, reference.predictions), drift)
-    return CompiledReference(columns, prediction, findings, [*reference.ignored, *drift.ignore], limits)
+    ignored = [*reference.ignored, *drift.ignore]
+    return CompiledReference(columns, prediction, findings, ignored, limits, reference.baseline)
 
 
 def check_methods(drift: DriftSettings) -> None:
@@ -322,17 +360,27 @@ def _compile(column: ReferenceColumn, drift: DriftSettings) -> CompiledColumn | 
             f"{method.name} is for {method.types[0]} columns, this one is {column.type}: {remedy}",
         )
     compiled: NumericReference | CategoricalReference
+    yardstick: NumericYardstick | CategoricalYardstick
     if column.type == "numeric":
         values = finite_floats(column)
         if values.size == 0:
             return unscored(column.name, "the reference holds no finite number")
-        compiled = NumericReference.of(values)
+        compiled, yardstick = NumericReference.of(values), NumericYardstick.of(values)
     else:
         kinds = column.kinds()
-        compiled = CategoricalReference.of(read_counts(column.values(), kinds).counts, kinds)
+        counts = read_counts(column.values(), kinds).counts
+        compiled = CategoricalReference.of(counts, kinds)
+        yardstick = CategoricalYardstick.of(_keys(column, kinds), counts)
     if quality.too_few(compiled.rows, column.rows):
         return unscored(
             column.name, f"only {compiled.rows} of {column.rows} rows of the reference have a usable value"
         )
     null_before = sum(value is None for value in column.values()) / column.rows
-    return CompiledColumn(column.name, compiled, null_before, method, drift.thresholds.get(column.name))
+    threshold = drift.thresholds.get(column.name)
+    return CompiledColumn(column.name, compiled, yardstick, null_before, method, threshold)
+
+
+def _keys(column: ReferenceColumn, kinds: frozenset[Kind]) -> list[Key]:
+    """The categories row by row, without the rows that hold none."""
+    key = keyer(kinds)
+    return [key(value) for value in column.values() if kind_of(value) in kinds]

@@ -9,7 +9,8 @@ import msgspec
 
 from monitors.drift import DriftReport, DriftScore
 from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, Related, RetrainRequest
-from monitors.policy import Decision, Phase, Verdict
+from monitors.losses import LossState
+from monitors.policy import Decision, Phase, Signal, Verdict
 from monitors.probation import Probation
 from monitors.records import Partition
 from monitors.settings import PolicySettings
@@ -27,7 +28,11 @@ class Stage(StrEnum):
 
 
 class Episode(msgspec.Struct, frozen=True):
-    """A stretch of drift in what `version` sees. `request` is the one in flight, or empty."""
+    """
+    A stretch of drift in what `version` sees. `request` is the one in flight, or empty.
+
+    `since` is the estimated change point, and `signal` what the episode is about now.
+    """
 
     id: str
     number: int
@@ -39,6 +44,8 @@ class Episode(msgspec.Struct, frozen=True):
     attempts: int = 0
     request: str = ""
     promoted: str = ""
+    signal: Signal = "data drift"
+    opened_by: Signal = "data drift"
 
 
 class ModelState(msgspec.Struct, frozen=True):
@@ -46,7 +53,9 @@ class ModelState(msgspec.Struct, frozen=True):
     What must be remembered of a model between windows.
 
     Only windows of the `serving` version lead to anything; the others are observed. `home` is the one
-    partition that count windows are made of.
+    partition that count windows are made of. Of the budget policy alone are `losses`, `drifting` (the
+    newest window's evidence), `fresh_rows` (labelled since the episode last looked for a cure),
+    `refusals` in a row and `unlabelled` windows in a row.
     """
 
     serving: str = ""
@@ -58,6 +67,11 @@ class ModelState(msgspec.Struct, frozen=True):
     broken: tuple[str, ...] = ()
     probation: Probation | None = None
     home: Partition | None = None
+    losses: LossState = LossState()
+    drifting: bool = False
+    fresh_rows: int = 0
+    refusals: int = 0
+    unlabelled: int = 0
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +98,36 @@ class Circumstances(msgspec.Struct, frozen=True):
     report_url: str = ""
 
 
+class Occasion(msgspec.Struct, frozen=True, kw_only=True):
+    """The window after which a retraining is asked for, and why; `report` has no scores for labels alone."""
+
+    model: str
+    version: str
+    key: int
+    start: datetime
+    end: datetime
+    spans: tuple[OffsetRange, ...]
+    report: DriftReport
+    reason: str
+    report_url: str
+    basis: Literal["window", "labels"] = "window"
+
+    @classmethod
+    def of(cls, judged: Judged, report_url: str) -> "Occasion":
+        """A judged window is occasion enough."""
+        return cls(
+            model=judged.model,
+            version=judged.version,
+            key=judged.key,
+            start=judged.start,
+            end=judged.end,
+            spans=judged.spans,
+            report=judged.report,
+            reason=judged.decision.clause,
+            report_url=report_url,
+        )
+
+
 Step = tuple[ModelState, tuple[Event, ...]]
 
 
@@ -91,7 +135,7 @@ def on_window(around: Circumstances, settings: PolicySettings, state: ModelState
     """Take one judged window; returns the new state and what there is to tell, in order."""
     if not state.serving:
         state = msgspec.structs.replace(state, serving=judged.version)
-    state, told = _data_health(around, state, judged)
+    state, told = data_health(around, state, judged)
     decided = judged.decision.verdict in (Verdict.CALM, Verdict.DRIFTED)
     if judged.version != state.serving or not decided:
         return state, told
@@ -136,7 +180,7 @@ def on_champion(
     return msgspec.structs.replace(state, serving=version), ()
 
 
-def _data_health(around: Circumstances, state: ModelState, judged: Judged) -> Step:
+def data_health(around: Circumstances, state: ModelState, judged: Judged) -> Step:
     """Tell once that a version's data broke, and once that it was mended."""
     verdict, version = judged.decision.verdict, judged.version
     was_broken = version in state.broken
@@ -162,7 +206,7 @@ def _progress(
     if phase is Phase.INACTIVE:
         return _resolve(settings, state, judged)
     if state.stage is Stage.OPEN and phase is Phase.FIRING and not waiting:
-        return _attempt(around, state, episode, judged)
+        return ask(around, state, Occasion.of(judged, around.report_url))
     return state, ()
 
 
@@ -190,58 +234,69 @@ def _open(around: Circumstances, state: ModelState, judged: Judged) -> Step:
     opened = msgspec.structs.replace(
         state, stage=Stage.OPEN, episodes=episode.number, episode=episode, wait_windows=0
     )
-    detected = Event(
-        kind=Kind.DRIFT_DETECTED,
-        model=judged.model,
-        subject=episode.id,
-        version=judged.version,
-        episode=episode.id,
-        payload={"episode_number": episode.number, **_facts(around, judged)},
-        related=_report(around),
-    )
+    told = detected(around, episode, facts(around, judged))
     wait = state.wait_windows
     if wait:
-        return msgspec.structs.replace(opened, wait_windows=wait), (detected,)
-    state, asked = _attempt(around, opened, episode, judged)
-    return state, (detected, *asked)
+        return msgspec.structs.replace(opened, wait_windows=wait), (told,)
+    state, asked = ask(around, opened, Occasion.of(judged, around.report_url))
+    return state, (told, *asked)
 
 
-def _attempt(around: Circumstances, state: ModelState, episode: Episode, judged: Judged) -> Step:
+def detected(around: Circumstances, episode: Episode, found: dict[str, Any]) -> Event:
+    """An episode has opened; `found` is what was seen."""
+    return Event(
+        kind=Kind.DRIFT_DETECTED,
+        model=episode.model,
+        subject=episode.id,
+        version=episode.version,
+        episode=episode.id,
+        payload={"episode_number": episode.number, **found},
+        related=_report(around),
+    )
+
+
+def ask(around: Circumstances, state: ModelState, occasion: Occasion) -> Step:
+    """Ask for the episode's next attempt, unless nothing may be asked for."""
+    episode = state.episode
+    assert episode is not None
     if around.mode == "observe" or around.silenced:
         return state, ()
     attempt = episode.attempts + 1
-    asked = request_of(episode, attempt, judged, around.report_url)
+    asked = request_of(episode, attempt, occasion)
     event = Event(
         kind=Kind.RETRAIN_REQUESTED,
-        model=judged.model,
+        model=occasion.model,
         subject=asked.request,
-        version=judged.version,
+        version=occasion.version,
         episode=episode.id,
         request=asked.request,
         payload=msgspec.to_builtins(asked),
-        related=_report(around),
+        related=(Related(occasion.report_url, "report"),) if occasion.report_url else (),
     )
     ahead = msgspec.structs.replace(episode, attempts=attempt, request=asked.request)
     return msgspec.structs.replace(state, episode=ahead), (event,)
 
 
-def request_of(episode: Episode, attempt: int, judged: Judged, report_url: str) -> RetrainRequest:
+def request_of(episode: Episode, attempt: int, occasion: Occasion) -> RetrainRequest:
     """What is asked for after this window; its id follows from the episode and the attempt."""
+    report = occasion.report
     return RetrainRequest(
         request=str(uuid.uuid5(NAMESPACE, f"request|{episode.id}|{attempt}")),
         episode=episode.id,
         episode_number=episode.number,
         attempt=attempt,
-        model=judged.model,
-        model_version=judged.version,
-        reason=judged.decision.clause,
+        model=occasion.model,
+        model_version=occasion.version,
+        reason=occasion.reason,
+        signal=episode.signal,
+        basis=occasion.basis,
         suspected_since=episode.since,
-        window_start=judged.start,
-        window_end=judged.end,
-        offsets=judged.spans,
-        drift_share=judged.report.drift_share,
-        drifted_columns=judged.report.drifted_columns,
-        report_url=report_url,
+        window_start=occasion.start,
+        window_end=occasion.end,
+        offsets=occasion.spans,
+        drift_share=report.drift_share,
+        drifted_columns=report.drifted_columns,
+        report_url=occasion.report_url,
     )
 
 
@@ -253,31 +308,50 @@ def _verifying(state: ModelState, episode: Episode, version: str) -> ModelState:
 
 
 def _resolve(settings: PolicySettings, state: ModelState, judged: Judged) -> Step:
+    stage = Stage.QUIET if judged.decision.phase is Phase.INACTIVE else Stage.SUSPECTED
+    return resolved(settings, state, judged.version, judged.decision.clause, judged.end, stage)
+
+
+def resolved(
+    settings: PolicySettings,
+    state: ModelState,
+    version: str,
+    reason: str,
+    end: datetime,
+    stage: Stage = Stage.QUIET,
+) -> Step:
+    """The episode is over, as of the window that ended then."""
     episode = state.episode
     assert episode is not None
-    stage = Stage.QUIET if judged.decision.phase is Phase.INACTIVE else Stage.SUSPECTED
-    resolved = Event(
+    told = Event(
         kind=Kind.DRIFT_RESOLVED,
-        model=judged.model,
+        model=episode.model,
         subject=episode.id,
-        version=judged.version,
+        version=version,
         episode=episode.id,
         payload={
             "episode_number": episode.number,
             "attempts": episode.attempts,
             "promoted": episode.promoted,
-            "reason": judged.decision.clause,
-            "window_end": judged.end.isoformat(),
+            "reason": reason,
+            "window_end": end.isoformat(),
         },
     )
-    cooled = judged.end + timedelta(seconds=settings.cooldown_seconds)
+    cooled = end + timedelta(seconds=settings.cooldown_seconds)
     return msgspec.structs.replace(state, stage=stage, episode=None, wait_windows=0, cooled_at=cooled), (
-        resolved,
+        told,
     )
 
 
 def _futile(state: ModelState, episode: Episode, reason: str) -> Step:
-    futile = Event(
+    ended = msgspec.structs.replace(episode, stage=Stage.FUTILE, request="")
+    told = futile_event(episode, reason)
+    return msgspec.structs.replace(state, stage=Stage.FUTILE, episode=ended), (told,)
+
+
+def futile_event(episode: Episode, reason: str) -> Event:
+    """The episode is given up."""
+    return Event(
         kind=Kind.EPISODE_FUTILE,
         model=episode.model,
         subject=episode.id,
@@ -285,8 +359,6 @@ def _futile(state: ModelState, episode: Episode, reason: str) -> Step:
         episode=episode.id,
         payload={"episode_number": episode.number, "attempts": episode.attempts, "reason": reason},
     )
-    ended = msgspec.structs.replace(episode, stage=Stage.FUTILE, request="")
-    return msgspec.structs.replace(state, stage=Stage.FUTILE, episode=ended), (futile,)
 
 
 def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
@@ -296,7 +368,7 @@ def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
         subject=str(episode_id(around.origin, judged)),
         version=judged.version,
         payload={
-            **_facts(around, judged),
+            **facts(around, judged),
             "broken": [
                 {"column": found.column, "code": found.code, "share": found.share}
                 for found in judged.report.findings
@@ -307,7 +379,7 @@ def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
     )
 
 
-def _facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
+def facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
     report = judged.report
     return {
         "model_version": judged.version,
@@ -315,6 +387,12 @@ def _facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
         "window_end": judged.end.isoformat(),
         "offsets": msgspec.to_builtins(judged.spans),
         "rows": judged.seen,
+        "signal": judged.decision.signal,
+        "change_point": None if judged.decision.since is None else judged.decision.since.isoformat(),
+        "evidence": judged.decision.evidence,
+        "moved": [
+            {"column": one.column, "kind": one.kind, "effect": one.effect} for one in judged.decision.moved
+        ],
         "drift_share": report.drift_share,
         "columns": [_score(score) for score in report.scores if score.drifted],
         "prediction": None if report.prediction is None else _score(report.prediction),
@@ -335,6 +413,12 @@ def _score(score: DriftScore) -> dict[str, Any]:
 
 def _report(around: Circumstances) -> tuple[Related, ...]:
     return (Related(around.report_url, "report"),) if around.report_url else ()
+
+
+def performance_episode(origin: str, opening: Judged | Occasion) -> str:
+    """The id of an episode that labels opened; it follows from the window whose labels they were."""
+    text = f"episode|{origin}|{opening.model}|{opening.version}|performance|{opening.key}"
+    return str(uuid.uuid5(NAMESPACE, text))
 
 
 def episode_id(origin: str, judged: Judged) -> uuid.UUID:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from monitors.baseline import Baseline
+
 SCHEMA = 1
 NAMESPACE = uuid.UUID("8e0c1f0e-5f3c-5d36-9a57-0f6b5b7c2d11")
 RESOURCE_PREFIX = "retrain-daemon.model."
@@ -112,6 +114,8 @@ class RetrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     model_version: str
     reason: str
+    signal: str = "data drift"
+    basis: Literal["window", "labels"] = "window"
     suspected_since: datetime
     window_start: datetime
     window_end: datetime
@@ -142,4 +146,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     metric: str = ""
     challenger_score: float | None = None
     champion_score: float | None = None
+    baseline: Baseline | None = None
     schema: int = SCHEMA

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from monitors.baseline import Baseline
 from monitors.columns import MISSING, Cell, is_infinite, keyer, kind_of
 from monitors.drift import DriftReport, DriftScore, Finding
 from monitors.drift_engine import (
@@ -60,13 +61,18 @@ class EvidentlyReference:
         }
         self._reference[self._output] = reference.predictions.values()
 
+    @property
+    def baseline(self) -> Baseline | None:
+        return self.compiled.baseline
+
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport:
         """The window's findings, and Evidently's scores of every column that can be scored."""
         features, prediction = self.compiled.examine(records), self.compiled.examine_prediction(records)
         scorable = self._scorable(features, prediction)
         judged = self._judged(scorable, records)
         output = judged.pop(self._output, None)
-        return assemble(features, prediction, list(judged.values()), output)
+        report = assemble(features, prediction, list(judged.values()), output)
+        return self.compiled.with_shifts(report, features, prediction)
 
     def draw(self, records: Sequence[PredictionRecord]) -> tuple[str, str]:
         """Evidently's drift report of the window, as one self-contained HTML page and as JSON."""

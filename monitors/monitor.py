@@ -6,9 +6,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from monitors import probation
+from monitors import budget, episodes, losses, probation
 from monitors.drift import DriftEngine, DriftReport, WindowRows
-from monitors.episodes import Circumstances, Judged, ModelState, on_champion, on_outcome, on_window
+from monitors.episodes import Circumstances, Judged, ModelState, on_champion
 from monitors.events import Event, Outcome
 from monitors.performance import EarlyLabel, LabelChanges, Labels, Patience, PendingWindow, Performance
 from monitors.policy import Decision, PolicyState, Verdict, step
@@ -223,7 +223,8 @@ class ModelMonitor:
         version = self._versions[name]
         self._touched.add(name)
         report, decision = version.judge(window, lambda rows: self._references.learn(self.name, name, rows))
-        self._labels.expect(name, window.key, window.rows.end, window.rows.records)
+        rows = window.rows
+        self._labels.expect(name, window.key, rows.start, rows.end, rows.records, window.spans)
         judged = Judged(
             model=self.name,
             version=name,
@@ -236,13 +237,22 @@ class ModelMonitor:
             report=report,
             decision=decision,
         )
-        self.state, events = on_window(around, self.settings.policy, self.state, judged)
+        if self.by_budget:
+            self._note_baseline(name)
+            self.state, events = budget.on_window(around, self.settings, self.state, judged)
+        else:
+            self.state, events = episodes.on_window(around, self.settings.policy, self.state, judged)
         if self.state.probation is not None:
             served = probation.Served(name, judged.start, judged.end, judged.spans)
             # Who only observes asks for nothing, not even for a comparison.
             observing = around.mode == "observe"
             self._try_out(None if observing else probation.on_window(self.state.probation, served))
         return judged, events
+
+    @property
+    def by_budget(self) -> bool:
+        """Whether the policy is the one with a budget of false retrainings."""
+        return self.settings.policy.method == "budget"
 
     def performances(
         self, label_time: datetime | None, prediction_time: datetime | None
@@ -258,10 +268,28 @@ class ModelMonitor:
         self._try_out(tried)
         return events
 
+    def performed(self, around: Circumstances, performance: Performance) -> tuple[Event, ...]:
+        """What a second judgement leads to."""
+        if not self.by_budget:
+            return ()
+        self.state, events = budget.on_performance(around, self.settings, self.name, self.state, performance)
+        return events
+
+    def _note_baseline(self, version: str) -> None:
+        """How well the serving version did when it was made, where nothing better is known yet."""
+        serving = not self.state.serving or version == self.state.serving
+        engine = self._versions[version].engine
+        if serving and engine is not None and self.state.losses == losses.start(None):
+            begun = losses.start(engine.baseline)
+            self.state = msgspec.structs.replace(self.state, losses=begun)
+
     def outcome(self, request: str, outcome: Outcome) -> tuple[Event, ...]:
         """A request of this model ended."""
         before = self.state
-        self.state, events = on_outcome(self.settings.policy, before, request, outcome)
+        if self.by_budget:
+            self.state, events = budget.on_outcome(self.settings, before, request, outcome)
+        else:
+            self.state, events = episodes.on_outcome(self.settings.policy, before, request, outcome)
         if self.state.probation is not None:
             self._try_out(probation.on_outcome(self.state.probation, request))
         # An outcome that is told again changes nothing, and begins nothing anew.
@@ -397,7 +425,7 @@ class Monitor:
 
     def close(
         self,
-        circumstances: Callable[[str, str, ClosedWindow], Circumstances],
+        circumstances: Callable[[str, str, int], Circumstances],
         predictions: Collection[Partition],
         labels: Collection[Partition] | None,
     ) -> Result:
@@ -417,7 +445,7 @@ class Monitor:
         judged: list[Judged] = []
         events: list[Event] = []
         for _, name, version, window in closed:
-            one, told = self.models[name].judge(circumstances(name, version, window), version, window)
+            one, told = self.models[name].judge(circumstances(name, version, window.key), version, window)
             judged.append(one)
             events += told
         heard = self._passed_by(labels or ())
@@ -430,6 +458,8 @@ class Monitor:
             )
         ]
         for name, performance in performances:
+            around = circumstances(name, performance.version, performance.key)
+            events += self.models[name].performed(around, performance)
             events += self.models[name].matured(performance)
         rows = tuple(entry[3].rows for entry in closed)
         return Result(tuple(judged), rows, tuple(events), tuple(performances))

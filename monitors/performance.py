@@ -1,5 +1,6 @@
 """Performance: how right the predictions of a closed window turned out to be, once labels are there."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -7,8 +8,11 @@ from math import isfinite
 from typing import Literal
 
 import msgspec
+import numpy as np
 
+from monitors.events import OffsetRange
 from monitors.records import LabelRecord, PredictionRecord, Scalar
+from monitors.statistics import long_run_deviation
 
 
 class PendingWindow(msgspec.Struct):
@@ -19,13 +23,17 @@ class PendingWindow(msgspec.Struct):
     end: datetime
     predictions: dict[str, Scalar]
     labels: dict[str, Scalar] = {}
+    start: datetime | None = None
+    spans: tuple[OffsetRange, ...] = ()
 
 
 class Performance(msgspec.Struct, frozen=True):
     """
     The second judgement of a window; `score` is None where no label came.
 
-    `expired` predictions had no label when the window was given up, before its labels were due.
+    `loss` is the mean loss of the labelled rows, `deviation` the long-run standard deviation of one
+    row's. A window that waited since before these were kept has no `start`. `expired` predictions had
+    no label when the window was given up, before its labels were due.
     """
 
     version: str
@@ -35,6 +43,11 @@ class Performance(msgspec.Struct, frozen=True):
     labelled: int
     unlabelled: int
     expired: int = 0
+    loss: float | None = None
+    deviation: float = 0.0
+    start: datetime | None = None
+    end: datetime | None = None
+    spans: tuple[OffsetRange, ...] = ()
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -100,9 +113,18 @@ class Labels:
         self._judged: list[tuple[str, int]] = []
         self._early_added: list[EarlyLabel] = []
 
-    def expect(self, version: str, key: int, end: datetime, rows: Sequence[PredictionRecord]) -> None:
+    def expect(
+        self,
+        version: str,
+        key: int,
+        start: datetime,
+        end: datetime,
+        rows: Sequence[PredictionRecord],
+        spans: tuple[OffsetRange, ...] = (),
+    ) -> None:
         """A window closed: its sampled predictions wait from now on."""
-        window = PendingWindow(version, key, end, {row.id: row.prediction for row in rows}, {})
+        predictions = {row.id: row.prediction for row in rows}
+        window = PendingWindow(version, key, end, predictions, {}, start, spans)
         for row in rows:
             self._home[row.id] = (version, key)
             early = self._early.get(row.id)
@@ -194,14 +216,25 @@ class Labels:
             self._home.pop(record_id, None)
         losses = [
             cost
-            for record_id, label in window.labels.items()
-            if (cost := loss(self._metric, window.predictions[record_id], label)) is not None
+            for record_id, prediction in window.predictions.items()
+            if record_id in window.labels
+            and (cost := loss(self._metric, prediction, window.labels[record_id])) is not None
         ]
-        mean = sum(losses) / len(losses) if losses else None
-        score = mean if mean is None or self._metric == "mae" else 1.0 - mean
-        unlabelled = len(window.predictions) - len(losses)
-        expired = len(window.predictions) - len(window.labels) if given_up else 0
-        return Performance(window.version, window.key, self._metric, score, len(losses), unlabelled, expired)
+        mean = math.fsum(losses) / len(losses) if losses else None
+        return Performance(
+            version=window.version,
+            key=window.key,
+            metric=self._metric,
+            score=mean if mean is None or self._metric == "mae" else 1.0 - mean,
+            labelled=len(losses),
+            unlabelled=len(window.predictions) - len(losses),
+            expired=len(window.predictions) - len(window.labels) if given_up else 0,
+            loss=mean,
+            deviation=long_run_deviation(np.array(losses)) if losses else 0.0,
+            start=window.start,
+            end=window.end,
+            spans=window.spans,
+        )
 
 
 def _is_complete(window: PendingWindow) -> bool:

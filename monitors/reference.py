@@ -9,6 +9,7 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
+from monitors.baseline import Baseline
 from monitors.columns import Kind, as_floats, kind_of
 from monitors.drift import Finding
 from monitors.records import Scalar
@@ -75,13 +76,18 @@ class ReferenceColumn(msgspec.Struct, frozen=True):
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Immutable, self-describing, and the same bytes for the same rows in every process."""
+    """
+    Immutable, self-describing, and the same bytes for the same rows in every process.
+
+    `baseline` is how well the version did on rows that it was not trained on.
+    """
 
     model: str
     model_version: str
     columns: tuple[ReferenceColumn, ...]
     predictions: ReferenceColumn
     ignored: tuple[str, ...] = ()
+    baseline: Baseline | None = None
     format: Literal["retrain-daemon.reference"] = "retrain-daemon.reference"
     schema: int = SCHEMA
 

@@ -113,15 +113,30 @@ class QualitySettings(Settings, frozen=True):
 
 
 class PolicySettings(Settings, frozen=True):
-    """When drift becomes an episode, and an episode a request. `columns` fire on their own."""
+    """
+    When drift becomes an episode, and an episode a request.
 
+    `method = "budget"`: the user states how many windows may lie between two needless alarms, and three
+    detectors (data drift, prediction drift, performance) keep to it together. A fall of performance asks
+    as soon as `first_attempt_windows` of labels follow the change, and again after twice as many; drift
+    alone asks when labelled rows worth `retrain_share` of `reference_rows` have come. Without a known
+    baseline the first `baseline_windows` labelled windows are it.
+
+    `method = "thresholds"`: a share of drifted columns, or one of `columns`, for `for_windows` windows.
+    """
+
+    method: Literal["budget", "thresholds"] = "budget"
+    windows_between_false_retrainings: float = 100.0
+    first_attempt_windows: int = 2
+    retrain_share: float = 0.75
+    baseline_windows: int = 5
     drift_share: float = 0.5
     columns: tuple[str, ...] = ()
     for_windows: int = 2
     keep_firing_windows: int = 2
     cooldown_seconds: float = 0.0
     backoff_windows: int = 2
-    max_attempts: int = 5
+    max_attempts: int = 3
 
 
 class DataSettings(Settings, frozen=True):
@@ -144,7 +159,8 @@ class TrainingSettings(Settings, frozen=True):
 
     callable: str = ""
     trusted_types: tuple[str, ...] = ()
-    holdout_share: float = 0.25
+    holdout_share: float = 0.5
+    folds: int = 4
     seed: int = 0
     parameters: dict[str, bool | int | float | str] = {}
 
@@ -164,7 +180,7 @@ class GateSettings(Settings, frozen=True):
     floor: float | None = None
     confidence: float = 0.95
     resamples: int = 5_000
-    min_holdout_rows: int = 100
+    min_holdout_rows: int = 25
     segment_margin: float = 0.0
     min_segment_rows: int = 100
     probation_windows: int = 0

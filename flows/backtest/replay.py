@@ -14,7 +14,6 @@ from monitors.events import Event, Kind, RetrainRequest
 from monitors.monitor import Monitor
 from monitors.records import LabelRecord, Partition, PredictionRecord
 from monitors.settings import FlowSettings
-from monitors.windows import ClosedWindow
 
 
 class Replay:
@@ -75,7 +74,7 @@ class Replay:
             self._tell(self._model.champion(before.model_version, "rolled-back"))
         return before
 
-    def _circumstances(self, model: str, version: str, window: ClosedWindow) -> Circumstances:
+    def _circumstances(self, model: str, version: str, key: int) -> Circumstances:
         return self._around
 
     def _tell(self, events: tuple[Event, ...]) -> None:

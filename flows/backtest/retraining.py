@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from flows.audit import Move
 from flows.backtest.references import MemoryReferences
 from flows.errors import NotRetrainable
-from flows.evaluation import evaluate
+from flows.evaluation import evaluate, own_baseline
 from flows.probation import review
 from flows.promotion import make_reference, reference_rows
 from flows.registry import LoadedModel, MemoryRegistry, ModelVersion, NewModel
 from flows.rows import LabelledRows
-from flows.training import Challenger, fit_span, train
+from flows.training import Challenger, fit_span, refit
 from flows.verdict import Verdict
+from monitors.baseline import Baseline
 from monitors.events import Outcome, RetrainRequest
 from monitors.settings import FlowSettings
 
@@ -46,7 +47,7 @@ class Retrainer:
     def first(self, rows: LabelledRows) -> LoadedModel:
         """Train the first champion on these rows, which are its reference too."""
         made = self._register(fit_span(self._settings.settings, rows), FIRST)
-        return self._promote(made, rows, FIRST, "")
+        return self._promote(made, rows, FIRST, "", own_baseline(self._settings.settings, rows))
 
     def carry_out(self, request: RetrainRequest, rows: LabelledRows) -> Retrained:
         """Train on the rows known by now, and promote what the gate lets through."""
@@ -68,21 +69,23 @@ class Retrainer:
         settings = self._settings.settings
         if len(rows) < settings.data.min_rows:
             raise NotRetrainable(f"only {len(rows)} labelled rows, {settings.data.min_rows} needed")
-        made = self._register(train(settings, rows, request.suspected_since), request.request)
-        evaluation = evaluate(self._settings, self._registry, made, rows)
+        evaluation = evaluate(self._settings, self._registry, rows, request.suspected_since)
         verdict = evaluation.verdict
-        champion = None
+        made = champion = None
         if verdict.action == "promoted":
-            champion = self._promote(made, rows, verdict.sentence, request.request)
+            challenger = refit(settings, rows, evaluation.span, request.suspected_since)
+            made = self._register(challenger, request.request)
+            champion = self._promote(made, rows, verdict.sentence, request.request, evaluation.baseline)
         outcome = Outcome(
             action=verdict.action,
             sentence=verdict.sentence,
-            registry_version=made.version,
-            model_version=made.model_version if champion else "",
+            registry_version=made.version if made else "",
+            model_version=made.model_version if made else "",
             champion_before=evaluation.champion,
             metric=verdict.metric,
             challenger_score=verdict.challenger_score,
             champion_score=verdict.champion_score,
+            baseline=evaluation.baseline if made else None,
         )
         return Retrained(outcome, verdict, champion)
 
@@ -104,12 +107,16 @@ class Retrainer:
         )
         return self._registry.register(new)
 
-    def _promote(self, made: ModelVersion, rows: LabelledRows, reason: str, request: str) -> LoadedModel:
+    def _promote(
+        self, made: ModelVersion, rows: LabelledRows, reason: str, request: str, baseline: Baseline | None
+    ) -> LoadedModel:
         """The reference first, as the flow does it."""
         model = self._registry.load(made.version)
         newest = reference_rows(self._settings.settings, made, rows)
         predictions = model.predict(newest.features)
-        self._references.keep(make_reference(self._settings, made.model_version, newest, predictions))
+        self._references.keep(
+            make_reference(self._settings, made.model_version, newest, predictions, baseline)
+        )
         move = Move(
             action="promoted",
             version=made.version,

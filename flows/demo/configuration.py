@@ -96,7 +96,7 @@ def model_settings(stream: Stream, metric: Metric) -> ModelSettings:
         reference_rows=len(stream.reference),
         label_horizon_seconds=2.0 * rows * stream.row_seconds,
         window=WindowSettings(rows=rows, min_rows=min(rows, WindowSettings().min_rows)),
-        policy=PolicySettings(for_windows=3 if staged else PolicySettings().for_windows),
+        policy=PolicySettings(method="thresholds", for_windows=3 if staged else 2),
         data=DataSettings(
             max_rows=2 * rows if staged else len(stream.reference),
             min_rows=min(rows, DataSettings().min_rows),

@@ -44,7 +44,7 @@ MODEL = ModelSettings(
         max_rows=40,
         idle_seconds=3_600.0,
     ),
-    policy=PolicySettings(for_windows=2, keep_firing_windows=1),
+    policy=PolicySettings(method="thresholds", for_windows=2, keep_firing_windows=1),
 )
 
 

@@ -78,7 +78,7 @@ def test_it_goes_from_the_offsets_to_the_run_and_the_alias(
     ledger = Ledger(config.ledger.url)
     ledger.take_over("g", "m")
     around = Circumstances("cluster|g", "retrain")
-    state, events = on_window(around, PolicySettings(), ModelState(), window(1))
+    state, events = on_window(around, PolicySettings(method="thresholds"), ModelState(), window(1))
     kept(ledger, state, events, window(1))
     (request,) = ledger.requests()
     ledger.mark_posted(next(row for row in ledger.waiting_events() if row.request))
@@ -86,7 +86,7 @@ def test_it_goes_from_the_offsets_to_the_run_and_the_alias(
     outcome = Outcome(
         action="promoted", sentence="0.9 against 0.5", run=run, registry_version="1", model_version="2"
     )
-    state, events = on_outcome(PolicySettings(), state, request.id, outcome)
+    state, events = on_outcome(PolicySettings(method="thresholds"), state, request.id, outcome)
     kept(ledger, state, events, None, [(request.id, outcome)])
     ledger.close()
 

@@ -40,7 +40,7 @@ MODEL = ModelSettings(
     serving_version="1",
     reference_rows=400,
     window=WindowSettings(seconds=100.0, grace_seconds=0.0, min_rows=20),
-    policy=PolicySettings(for_windows=1),
+    policy=PolicySettings(method="thresholds", for_windows=1),
 )
 
 

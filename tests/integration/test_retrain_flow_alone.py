@@ -29,7 +29,7 @@ from flows.registry import (
     rollback,
 )
 from flows.retrain import Job, act, run_now
-from flows.training import train
+from flows.training import refit
 from monitors.events import Kind, OffsetRange, Outcome, RetrainRequest
 from monitors.reference import Reference
 from monitors.settings import (
@@ -341,10 +341,9 @@ def run_elsewhere(settings: FlowSettings) -> Outcome:
     rows = extract(settings, None)
     request = str(uuid.uuid4())
     since = asked(settings).suspected_since
-    made = promotion.register(
-        settings, registry, train(settings.settings, rows, since), rows, request, "elsewhere"
-    )
-    evaluation = evaluate(settings, registry, made, rows)
+    evaluation = evaluate(settings, registry, rows, since)
+    challenger = refit(settings.settings, rows, evaluation.span, since)
+    made = promotion.register(settings, registry, challenger, rows, request, "elsewhere", evaluation)
     promotion.promote(settings, registry, made, rows, evaluation, request, "elsewhere", lambda: None)
     return Outcome(action="promoted", sentence=evaluation.verdict.sentence)
 

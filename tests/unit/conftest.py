@@ -39,7 +39,7 @@ MODEL = ModelSettings(
     reference_rows=100,
     label_horizon_seconds=100.0,
     window=WindowSettings(seconds=50.0, grace_seconds=0.0, min_rows=10, max_rows=50),
-    policy=PolicySettings(for_windows=2, backoff_windows=1),
+    policy=PolicySettings(method="thresholds", for_windows=2, backoff_windows=1),
 )
 TOPICS = ("predictions", "labels")
 

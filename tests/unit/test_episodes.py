@@ -18,7 +18,7 @@ from monitors.policy import Decision, Phase, Verdict
 from monitors.settings import PolicySettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-SETTINGS = PolicySettings(backoff_windows=2, max_attempts=3)
+SETTINGS = PolicySettings(method="thresholds", backoff_windows=2, max_attempts=3)
 
 
 class Story:
@@ -124,7 +124,7 @@ def test_back_off_doubles_and_broken_windows_do_not_count() -> None:
 
 
 def test_after_max_attempts_the_episode_is_futile_until_it_is_calm() -> None:
-    story = Story(PolicySettings(backoff_windows=1, max_attempts=2))
+    story = Story(PolicySettings(method="thresholds", backoff_windows=1, max_attempts=2))
     story.window("firing")
     story.outcome("refused")
     story.windows("firing", 2)
@@ -166,7 +166,7 @@ def test_an_outcome_told_twice_changes_nothing_the_second_time() -> None:
 
 
 def test_cooldown_delays_the_next_episode() -> None:
-    story = Story(PolicySettings(cooldown_seconds=7_200.0))
+    story = Story(PolicySettings(method="thresholds", cooldown_seconds=7_200.0))
     story.window("firing")
     story.outcome("promoted", "2")
     story.window("calm", "2")

@@ -34,7 +34,7 @@ MODEL = ModelSettings(
     reference_rows=100,
     label_horizon_seconds=1_000.0,
     window=WindowSettings(rows=50, min_rows=10, max_rows=50),
-    policy=PolicySettings(for_windows=2, backoff_windows=1),
+    policy=PolicySettings(method="thresholds", for_windows=2, backoff_windows=1),
 )
 P0, LABELS = Partition("predictions", 0), Partition("labels", 0)
 

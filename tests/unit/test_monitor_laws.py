@@ -92,7 +92,7 @@ MODEL = ModelSettings(
     reference_rows=20,
     label_horizon_seconds=30.0,
     window=WindowSettings(seconds=10.0, grace_seconds=2.0, min_rows=3, max_rows=6),
-    policy=PolicySettings(for_windows=2, keep_firing_windows=2),
+    policy=PolicySettings(method="thresholds", for_windows=2, keep_firing_windows=2),
 )
 
 

@@ -7,7 +7,7 @@ from monitors.policy import Decision, Phase, PolicyState, Verdict, step
 from monitors.settings import PolicySettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-SETTINGS = PolicySettings(drift_share=0.5, for_windows=2, keep_firing_windows=2)
+SETTINGS = PolicySettings(method="thresholds", drift_share=0.5, for_windows=2, keep_firing_windows=2)
 
 
 def score(column: str, drifted: bool) -> DriftScore:
@@ -61,7 +61,7 @@ def test_since_is_the_start_of_the_first_drifted_window_of_the_stretch() -> None
 
 
 def test_one_named_column_is_enough() -> None:
-    settings = PolicySettings(drift_share=0.9, columns=("y",), for_windows=1)
+    settings = PolicySettings(method="thresholds", drift_share=0.9, columns=("y",), for_windows=1)
     (decision,) = play("c", settings)
     assert (decision.phase, decision.clause) == (Phase.FIRING, "policy.columns: y drifted")
 

@@ -28,7 +28,7 @@ P0 = Partition("predictions", 0)
 MODEL = ModelSettings(
     reference_rows=1_200,
     window=WindowSettings(rows=300, min_rows=10),
-    policy=PolicySettings(for_windows=2),
+    policy=PolicySettings(method="thresholds", for_windows=2),
 )
 
 

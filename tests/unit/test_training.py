@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from flows.callables import UnusableCallable
 from flows.errors import NotRetrainable
 from flows.rows import LabelledRows
 from flows.schema import Schema
-from flows.training import UnusableTrainer, answers, fit_span, split, train, training_labels
+from flows.training import ALL, SINCE, UnusableTrainer, answers, fit_span, refit, training_labels, walk_forward
 from monitors.settings import DriftSettings, GateSettings, ModelSettings, TrainingSettings
 
 
@@ -37,55 +38,71 @@ def settings(**training: Any) -> ModelSettings:
 
 
 def test_the_holdout_is_a_share_of_the_rows_since_the_change() -> None:
-    cut = split(settings(), stream(2000), at(1200))
-    assert (cut.since, cut.select_from, cut.holdout_from) == (1200, 1650, 1800)
+    trial = walk_forward(settings(), stream(2000), at(1200))
+    assert len(trial.holdout) == 400
+    assert trial.trained_until == 1599.0
 
 
-def test_without_a_known_change_the_holdout_is_a_share_of_all_rows() -> None:
-    assert split(settings(), stream(2000), None).holdout_from == 1500
+def test_without_a_known_change_the_holdout_is_a_share_of_a_reference() -> None:
+    recent = msgspec.structs.replace(settings(), reference_rows=800)
+    assert len(walk_forward(recent, stream(2000)).holdout) == 400
 
 
 def test_few_rows_since_the_change_still_leave_the_newest_rows_as_the_holdout() -> None:
-    cut = split(settings(), stream(2000), at(1950))
-    assert cut.holdout_from == 2000 - GateSettings().min_holdout_rows
+    assert len(walk_forward(settings(), stream(2000), at(1990)).holdout) == GateSettings().min_holdout_rows
+
+
+def test_rows_that_the_champion_was_trained_on_are_no_holdout() -> None:
+    assert len(walk_forward(settings(), stream(2000), at(1200), after=1899.0).holdout) == 100
+    with pytest.raises(NotRetrainable, match="10 of them later than the champion's training"):
+        walk_forward(settings(), stream(2000), at(1200), after=1989.0)
 
 
 def test_rows_of_one_moment_are_never_on_both_sides_of_a_cut() -> None:
     rows = stream(2000)
     times = np.floor(rows.event_times / 70)
     tied = LabelledRows.sorted(rows.features, rows.labels, times, rows.predictions, rows.probabilities)
-    cut = split(settings(), tied, None)
-    for start in (cut.select_from, cut.holdout_from):
-        assert tied.event_times[start - 1] < tied.event_times[start]
+    trial = walk_forward(settings(), tied, None)
+    assert trial.trained_until < trial.holdout.event_times[0]
 
 
 def test_rows_that_leave_nothing_to_train_on_are_refused() -> None:
-    with pytest.raises(NotRetrainable, match="140 labelled rows don't suffice"):
-        split(settings(), stream(140), None)
+    with pytest.raises(NotRetrainable, match="40 labelled rows"):
+        walk_forward(settings(), stream(40), None)
 
 
-def test_after_a_change_the_span_since_then_wins() -> None:
-    challenger = train(settings(), stream(1600, change_at=1000), at(1000))
-    assert challenger.span == "rows since the change"
-    assert (challenger.trained_from, challenger.trained_until) == (1000, 1449)
-    scores = {candidate.span: candidate.score for candidate in challenger.candidates}
-    assert scores["rows since the change"] > scores["all rows"]  # type: ignore[operator]
-
-
-def test_without_a_real_change_all_rows_win() -> None:
-    challenger = train(settings(), stream(4000), at(3400))
-    assert challenger.span == "all rows"
-
-
-def test_nothing_of_the_holdout_reaches_the_challenger() -> None:
+def test_after_a_change_the_span_since_then_knows_best() -> None:
     rows = stream(1600, change_at=1000)
+    trial = walk_forward(settings(), rows, at(1000))
+    right = {one.source: (one.predictions == trial.holdout.labels).mean() for one in trial.answers}
+    assert right[SINCE] > 0.9 > 0.6 > right[ALL]
+    made = refit(settings(), rows, SINCE, at(1000))
+    assert (made.trained_from, made.trained_until) == (1000.0, 1599.0)
+
+
+def test_one_span_alone_can_be_asked_for() -> None:
+    assert walk_forward(settings(), stream(1600), at(1000), only=SINCE).spans == (SINCE,)
+
+
+def test_no_fold_is_answered_by_a_model_that_saw_it_or_what_came_after() -> None:
+    rows = stream(1600, change_at=1000)
+    before = walk_forward(settings(), rows, at(1000))
     spoilt = rows.labels.copy()
-    holdout_from = split(settings(), rows, at(1000)).holdout_from
-    spoilt[holdout_from:] = 7
+    spoilt[1450:] = 1 - spoilt[1450:].astype(int)
     other = LabelledRows.sorted(rows.features, spoilt, rows.event_times, rows.predictions, rows.probabilities)
-    one, two = train(settings(), rows, at(1000)), train(settings(), other, at(1000))
-    frame = one.schema.arrange(rows.features)
-    assert (one.estimator.predict_proba(frame) == two.estimator.predict_proba(frame)).all()
+    after = walk_forward(settings(), other, at(1000))
+    known = 1450 - (1600 - len(before.holdout))
+    for one, two in zip(before.answers, after.answers, strict=True):
+        assert (one.predictions[:known] == two.predictions[:known]).all(), one.source
+    assert any(
+        (one.predictions != two.predictions).any()
+        for one, two in zip(before.answers, after.answers, strict=True)
+    ), "later folds do learn from earlier ones"
+
+
+def test_few_rows_are_learned_by_a_linear_model() -> None:
+    assert "LogisticRegression" in repr(fit_span(ModelSettings(), stream(200)).estimator)
+    assert "HistGradientBoosting" in repr(fit_span(ModelSettings(), stream(600)).estimator)
 
 
 def test_the_same_rows_and_seed_give_the_same_model() -> None:
@@ -109,7 +126,7 @@ def test_a_regression_model_answers_numbers() -> None:
     numeric = LabelledRows.sorted(
         rows.features, labels, rows.event_times, rows.predictions, rows.probabilities
     )
-    challenger = train(ModelSettings(kind="regression"), numeric)
+    challenger = fit_span(ModelSettings(kind="regression"), numeric)
     told = answers("c", challenger.schema, challenger.estimator, numeric.features)
     assert np.abs(told.predictions - labels).mean() < 0.3
     assert told.probabilities is None
@@ -126,7 +143,7 @@ def test_one_label_only_is_nothing_to_learn() -> None:
         rows.features, [1] * len(rows), rows.event_times, rows.predictions, rows.probabilities
     )
     with pytest.raises(NotRetrainable, match="one label"):
-        train(settings(), same)
+        fit_span(settings(), same)
 
 
 def test_a_parameter_that_the_trainer_does_not_know_is_named() -> None:

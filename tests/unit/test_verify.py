@@ -35,7 +35,7 @@ from monitors.settings import (
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TOPIC = "predictions"
-POLICY = PolicySettings(for_windows=2, keep_firing_windows=1, backoff_windows=1)
+POLICY = PolicySettings(method="thresholds", for_windows=2, keep_firing_windows=1, backoff_windows=1)
 BY_TIME = ModelSettings(
     reference_rows=100,
     window=WindowSettings(seconds=60.0, grace_seconds=5.0, min_rows=10, max_rows=40, idle_seconds=3_600.0),
@@ -209,7 +209,7 @@ def test_every_episode_is_equal_and_was_recomputed(world: World) -> None:
 
 def test_each_window_is_judged_by_the_settings_of_then(tmp_path: Path) -> None:
     world = World(tmp_path, BY_TIME, 3)
-    world.play(change_at=640, policy=PolicySettings(drift_share=0.7, columns=("y",), for_windows=1))
+    world.play(change_at=640, policy=PolicySettings(method="thresholds", drift_share=0.7, columns=("y",), for_windows=1))
     assert len(world.rows("SELECT digest FROM settings")) == 2
     found = world.verify()
     clauses = {one.decision.clause for one in world.ledger.evidence("fraud")[8:15]}
