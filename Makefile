@@ -3,7 +3,7 @@
 RUN := .venv/bin
 export DO_NOT_TRACK := true
 
-.PHONY: demo test test-slow chaos check bench backtest-cases format clean
+.PHONY: demo test test-slow chaos check bench backtest-cases bench-decisions format clean
 
 .venv/complete: pyproject.toml constraints.txt .ci/make-venv
 	@.ci/make-venv
@@ -36,6 +36,10 @@ bench: .venv/complete
 # in it. Options: ARGS="--case NAME --seeds 5 --label-lag 1 --jobs 2"
 backtest-cases: .venv/complete
 	@$(RUN)/python tests/bench/backtest_cases.py $(CASES) $(ARGS)
+
+# Windows until a needless alarm, and until a needed one, on autocorrelated streams.
+bench-decisions: .venv/complete
+	@$(RUN)/python tests/bench/decisions.py $(ARGS)
 
 format: .venv/complete
 	$(RUN)/ruff check --fix .

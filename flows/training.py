@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MIN_SPAN_ROWS = 20
 # Fewer rows are better learned by a linear model: a tree's leaves would have to be as large as they.
 SMALL_ROWS = 500
+# More held out rows than this share of a reference would judge by a world that is gone.
+MAX_HOLDOUT = 0.5
 ALL, RECENT, SINCE = "all rows", "recent rows", "rows since the change"
 _DEFAULTS: Mapping[str, Any] = {"max_iter": 40, "max_leaf_nodes": 15, "early_stopping": False}
 # OpenMP's threads spin while they wait for each other: on fewer cells, beside busy processes, that
@@ -120,7 +122,7 @@ def refit(settings: ModelSettings, rows: LabelledRows, span: str, since: datetim
 def _folds(settings: ModelSettings, rows: LabelledRows, change: int, after: float | None) -> list[int]:
     """The first row of each fold of the holdout."""
     count, needed = len(rows), settings.gate.min_holdout_rows
-    largest = settings.training.holdout_share * settings.reference_rows
+    largest = MAX_HOLDOUT * settings.reference_rows
     wanted = min(largest, settings.training.holdout_share * (count - change))
     unseen = 0 if after is None else rows.first_after(after)
     first = max(count - max(round(wanted), needed), unseen, 0)

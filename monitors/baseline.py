@@ -4,7 +4,11 @@ import msgspec
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """Mean loss on `rows` that a model was not trained on, and the long-run standard deviation of one row's."""
+    """
+    The mean loss of a model on `rows` that it was not trained on.
+
+    `deviation` is the long-run standard deviation of one row's loss.
+    """
 
     loss: float
     deviation: float

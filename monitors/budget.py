@@ -254,7 +254,9 @@ def on_outcome(settings: ModelSettings, state: ModelState, request: str, outcome
     if spent < settings.policy.max_attempts:
         return state, ()
     told = futile_event(ended, f"{spent} attempts in a row ended without a promotion")
-    state = msgspec.structs.replace(state, losses=losses.accepted(state.losses, state.serving), wait_windows=0)
+    state = msgspec.structs.replace(
+        state, losses=losses.accepted(state.losses, state.serving), wait_windows=0
+    )
     if state.drifting:
         # The drift goes on, and is not asked about again before something else happens.
         kept = msgspec.structs.replace(ended, stage=Stage.FUTILE)

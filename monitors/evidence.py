@@ -28,8 +28,11 @@ MAX_JOINED = 10.0
 LARGEST_RESIDUAL = 8.0
 CERTIFYING_WINDOWS = 100
 _PATIENCE = 2
+# A feature that alone makes up this share of the budget is not quiet. Not less: a detector grows by one
+# with each quiet window, and what stops joining holds the reference's own error against every window.
+SUSPICIOUS = 0.25
 # Beyond the budget evidence grows no further, so that it is gone soon after the drift is.
-_SPARE_LOG = 5.0
+_SPARE_LOG = 2.0
 _SMALLEST_LOG = -300.0
 
 
@@ -109,7 +112,7 @@ def observe(state: EvidenceState, shifts: Sequence[Shift], budget: float) -> tup
     moved = [msgspec.structs.replace(one, evidence=one.evidence / count) for one in moved]
     moved.sort(key=lambda one: (-one.evidence, one.column, one.kind))
     after = EvidenceState(features, state.waiting, state.quiet, state.windows + 1)
-    after = _joined(after, Waiting(tuple(residuals)), quiet=value < math.sqrt(budget))
+    after = _joined(after, Waiting(tuple(residuals)), SUSPICIOUS * budget * count)
     telling = tuple(one for one in moved if one.evidence >= value / (2 * count) and one.evidence > 1.0)
     return after, Evidence(value, telling, after.quiet >= CERTIFYING_WINDOWS)
 
@@ -148,17 +151,24 @@ def _mean_of(detectors: Sequence[float]) -> float:
     return sum(math.exp(one) for one in detectors) / len(detectors)
 
 
-def _joined(state: EvidenceState, window: Waiting, quiet: bool) -> EvidenceState:
-    """Quiet windows join with a delay, so that the first windows of a drift do not."""
-    if not quiet:
-        return msgspec.structs.replace(state, waiting=())
-    waiting = (*state.waiting, window)
+def _joined(state: EvidenceState, window: Waiting, limit: float) -> EvidenceState:
+    """
+    Quiet windows join with a delay, so that the first windows of a drift do not.
+
+    Feature by feature: where one drifts, the reference's error in the others would add up else.
+    """
+    waiting = tuple(
+        Waiting(tuple(one for one in before.shifts if _mean_of(state.features[one[0]].detectors) < limit))
+        for before in (*state.waiting, window)
+    )
     if len(waiting) <= _PATIENCE:
         return msgspec.structs.replace(state, waiting=waiting)
     features = dict(state.features)
     for key, rows, mean, residual in waiting[0].shifts:
         features[key] = _with(features[key], rows, mean, residual)
-    return msgspec.structs.replace(state, features=features, waiting=waiting[1:], quiet=state.quiet + 1)
+    all_quiet = len(waiting[0].shifts) == len(features)
+    quiet = state.quiet + 1 if all_quiet else state.quiet
+    return msgspec.structs.replace(state, features=features, waiting=waiting[1:], quiet=quiet)
 
 
 def _with(known: FeatureState, rows: float, mean: float, residual: float) -> FeatureState:

@@ -13,8 +13,9 @@ ShiftKind = Literal["location", "spread", "category"]
 
 MAX_CATEGORIES = 8
 MIN_CATEGORY_SHARE = 0.01
-# The correlation of rows is measured from few effective rows, and an alarm must not come of that.
-CAUTION = 1.1
+# The correlation of rows is measured from few effective rows, and an alarm must not come of that: the
+# fewer they are, the more is added.
+CAUTION = 3.0
 
 
 class Shift(msgspec.Struct, frozen=True, array_like=True):
@@ -55,9 +56,10 @@ class _Feature:
 
     @classmethod
     def of(cls, kind: ShiftKind, series: Floats, category: int = 0) -> "_Feature":
-        return cls(
-            kind, float(series.mean()), CAUTION * long_run_deviation(series), float(series.std()), category
-        )
+        deviation, unit = float(series.std()), long_run_deviation(series)
+        effective = series.size * (deviation / unit) ** 2 if unit > 0.0 else 1.0
+        unit *= 1.0 + CAUTION / max(1.0, effective) ** 0.5
+        return cls(kind, float(series.mean()), unit, deviation, category)
 
     def shift(self, column: str, value: float, rows: int, reference_rows: int) -> Shift:
         return Shift(

@@ -12,7 +12,16 @@ from flows.callables import UnusableCallable
 from flows.errors import NotRetrainable
 from flows.rows import LabelledRows
 from flows.schema import Schema
-from flows.training import ALL, SINCE, UnusableTrainer, answers, fit_span, refit, training_labels, walk_forward
+from flows.training import (
+    ALL,
+    SINCE,
+    UnusableTrainer,
+    answers,
+    fit_span,
+    refit,
+    training_labels,
+    walk_forward,
+)
 from monitors.settings import DriftSettings, GateSettings, ModelSettings, TrainingSettings
 
 

@@ -209,7 +209,10 @@ def test_every_episode_is_equal_and_was_recomputed(world: World) -> None:
 
 def test_each_window_is_judged_by_the_settings_of_then(tmp_path: Path) -> None:
     world = World(tmp_path, BY_TIME, 3)
-    world.play(change_at=640, policy=PolicySettings(method="thresholds", drift_share=0.7, columns=("y",), for_windows=1))
+    world.play(
+        change_at=640,
+        policy=PolicySettings(method="thresholds", drift_share=0.7, columns=("y",), for_windows=1),
+    )
     assert len(world.rows("SELECT digest FROM settings")) == 2
     found = world.verify()
     clauses = {one.decision.clause for one in world.ledger.evidence("fraud")[8:15]}

@@ -1,0 +1,114 @@
+"""Performance falls, is told since when, and asks only when a gate could confirm a cure."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import numpy as np
+
+from monitors import losses
+from monitors.baseline import Baseline
+from monitors.losses import Fall, LossState, LossWindow
+from monitors.settings import PolicySettings
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = PolicySettings()
+WELL = Baseline(0.1, 0.3, 2_000)
+ROWS = 500
+
+
+def window(number: int, loss: float, version: str = "1") -> LossWindow:
+    start = START + timedelta(hours=number)
+    return LossWindow(version, start, start + timedelta(hours=1), loss, ROWS)
+
+
+def play(
+    state: LossState, found: list[float], version: str = "1", first: int = 0
+) -> tuple[LossState, list[Fall | None]]:
+    falls: list[Fall | None] = []
+    for number, loss in enumerate(found, first):
+        state, fall = losses.observe(SETTINGS, state, window(number, loss, version), 0.3, version)
+        falls.append(fall)
+    return state, falls
+
+
+def test_a_loss_at_its_baseline_is_quiet_for_much_longer_than_the_budget() -> None:
+    random, state, alarms = np.random.default_rng(3), losses.start(WELL), 0
+    windows = 3_000
+    for number in range(windows):
+        loss = 0.1 + random.normal() * 0.3 / ROWS**0.5
+        state, fall = losses.observe(SETTINGS, state, window(number, loss), 0.3, "1")
+        if fall is not None:
+            alarms, state = alarms + 1, losses.start(WELL)
+    assert alarms <= windows / SETTINGS.windows_between_false_retrainings
+
+
+def test_an_abrupt_fall_is_told_since_its_first_window_and_asks_with_the_second() -> None:
+    state, falls = play(losses.start(WELL), [0.1] * 10 + [0.4, 0.4])
+    assert falls[:11] == [None] * 11
+    fall = falls[11]
+    assert fall is not None
+    assert fall.due
+    assert fall.since == window(10, 0.4).start
+
+
+def test_a_second_fall_inside_the_first_has_a_change_point_of_its_own() -> None:
+    state, _ = play(losses.start(WELL), [0.16] * 12)
+    _, falls = play(state, [0.5] * 3, first=12)
+    last = falls[-1]
+    assert last is not None
+    assert last.since == window(12, 0.5).start
+
+
+def test_attempts_wait_for_twice_the_labels_each_time() -> None:
+    state, falls = play(losses.start(WELL), [0.4] * 2)
+    due = []
+    state = losses.tried(state)
+    for number in range(2, 9):
+        state, fall = losses.observe(SETTINGS, state, window(number, 0.4), 0.3, "1")
+        if fall is not None and fall.due:
+            due.append(number)
+            state = losses.tried(state)
+    assert due == [3, 7]
+
+
+def test_a_fall_too_small_for_a_gate_to_confirm_waits() -> None:
+    quarter = 0.1 + 0.6 * 0.3 / ROWS**0.5
+    state, falls = play(losses.start(WELL), [quarter + 0.01] * 12)
+    first = next(fall for fall in falls if fall is not None)
+    assert not first.due or first.windows > SETTINGS.first_attempt_windows
+
+
+def test_the_best_level_known_is_kept_when_a_worse_model_is_promoted() -> None:
+    state, _ = play(losses.start(WELL), [0.4] * 3)
+    state = losses.promoted(state, Baseline(0.25, 0.3, 500))
+    assert state.level is not None
+    assert state.level.loss == 0.1
+    assert losses.promoted(state, Baseline(0.05, 0.3, 500)).level == Baseline(0.05, 0.3, 500)
+
+
+def test_what_nothing_could_mend_becomes_the_baseline() -> None:
+    state, _ = play(losses.start(WELL), [0.4] * 3)
+    state = losses.accepted(state, "1")
+    assert state.level is not None
+    assert abs(state.level.loss - 0.4) < 1e-9
+    _, falls = play(state, [0.4] * 20, first=3)
+    assert falls == [None] * 20
+
+
+def test_the_old_versions_windows_say_nothing_of_the_new_one() -> None:
+    state = losses.start(WELL)
+    for number in range(5):
+        state, fall = losses.observe(SETTINGS, state, window(number, 0.9, "1"), 0.3, "2")
+        assert fall is None
+
+
+def test_without_a_baseline_the_first_windows_are_it() -> None:
+    state, falls = play(losses.start(None), [0.2] * SETTINGS.baseline_windows)
+    assert state.level is not None
+    assert abs(state.level.loss - 0.2) < 1e-9
+    assert falls == [None] * SETTINGS.baseline_windows
+
+
+def test_a_state_outlives_its_checkpoint() -> None:
+    state, _ = play(losses.start(WELL), [0.1, 0.4, 0.4])
+    assert msgspec.json.decode(msgspec.json.encode(state), type=LossState) == state
