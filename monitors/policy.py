@@ -1,6 +1,5 @@
 """Policy: when drift has lasted long enough to act on, and when it is over."""
 
-import math
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -8,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from monitors.drift import DriftReport
-from monitors.evidence import Evidence, EvidenceState, Moved, observe
+from monitors.evidence import SUSPICIOUS, Evidence, EvidenceState, Moved, observe
 from monitors.settings import PolicySettings
 
 MOST_MOVED = 10
@@ -150,7 +149,7 @@ def _by_budget(
 def _phase(before: Phase, evidence: float, budget: float) -> Phase:
     if evidence >= budget:
         return Phase.FIRING
-    if evidence < math.sqrt(budget):
+    if evidence < SUSPICIOUS * budget:
         return Phase.INACTIVE
     # What has fired goes on until it's calm: a value about the limit isn't news with every window.
     return Phase.FIRING if before is Phase.FIRING else Phase.PENDING
@@ -160,7 +159,7 @@ def _clause(signal: Signal, telling: Evidence, evidence: float, budget: float, c
     sign = ">=" if evidence >= budget else "<"
     how = "certified" if certified else "estimated"
     said = f"{signal}: evidence {evidence:.3g} {sign} {budget:g} windows between false retrainings ({how})"
-    if evidence < math.sqrt(budget) or not telling.moved:
+    if evidence < SUSPICIOUS * budget or not telling.moved:
         return said
     columns = dict.fromkeys(one.column for one in telling.moved)
     return f"{said}, from {', '.join(list(columns)[:MOST_NAMED])}"

@@ -43,7 +43,7 @@ def test_a_loss_at_its_baseline_is_quiet_for_much_longer_than_the_budget() -> No
 
 
 def test_an_abrupt_fall_is_told_since_its_first_window_and_asks_with_the_second() -> None:
-    state, falls = play(losses.start(WELL), [0.1] * 10 + [0.4, 0.4])
+    _state, falls = play(losses.start(WELL), [0.1] * 10 + [0.4, 0.4])
     assert falls[:11] == [None] * 11
     fall = falls[11]
     assert fall is not None
@@ -60,7 +60,7 @@ def test_a_second_fall_inside_the_first_has_a_change_point_of_its_own() -> None:
 
 
 def test_attempts_wait_for_twice_the_labels_each_time() -> None:
-    state, falls = play(losses.start(WELL), [0.4] * 2)
+    state, _falls = play(losses.start(WELL), [0.4] * 2)
     due = []
     state = losses.tried(state)
     for number in range(2, 9):
@@ -73,7 +73,7 @@ def test_attempts_wait_for_twice_the_labels_each_time() -> None:
 
 def test_a_fall_too_small_for_a_gate_to_confirm_waits() -> None:
     quarter = 0.1 + 0.6 * 0.3 / ROWS**0.5
-    state, falls = play(losses.start(WELL), [quarter + 0.01] * 12)
+    _state, falls = play(losses.start(WELL), [quarter + 0.01] * 12)
     first = next(fall for fall in falls if fall is not None)
     assert not first.due or first.windows > SETTINGS.first_attempt_windows
 
