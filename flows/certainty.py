@@ -126,6 +126,9 @@ def block_length(values: Floats) -> float:
     if not covariances[0]:
         return 1.0
     loud = np.abs(covariances[1:] / covariances[0]) > 2.0 * np.sqrt(np.log10(count) / count)
+    if loud.size < quiet:
+        # Too few rows to see a dependence end: none of it may be assumed away.
+        return float(np.sqrt(count))
     runs = np.lib.stride_tricks.sliding_window_view(loud, quiet)
     silent = np.flatnonzero(~runs.any(axis=1))
     last = int(silent[0]) if len(silent) else longest

@@ -106,7 +106,9 @@ def _opened(state: ModelState, episode: Episode) -> ModelState:
 def on_performance(
     around: Circumstances, settings: ModelSettings, model: str, state: ModelState, performance: Performance
 ) -> Step:
-    """Take the second judgement of a window."""
+    """Take the second judgement of a window; broken data is no fault of the model."""
+    if not performance.sound:
+        return state, ()
     if performance.loss is None or performance.start is None or performance.end is None:
         unlabelled = state.unlabelled + 1
         return msgspec.structs.replace(state, unlabelled=unlabelled), ()

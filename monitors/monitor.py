@@ -224,7 +224,8 @@ class ModelMonitor:
         self._touched.add(name)
         report, decision = version.judge(window, lambda rows: self._references.learn(self.name, name, rows))
         rows = window.rows
-        self._labels.expect(name, window.key, rows.start, rows.end, rows.records, window.spans)
+        sound = decision.verdict is not Verdict.BROKEN
+        self._labels.expect(name, window.key, rows.start, rows.end, rows.records, window.spans, sound)
         judged = Judged(
             model=self.name,
             version=name,

@@ -25,6 +25,7 @@ class PendingWindow(msgspec.Struct):
     labels: dict[str, Scalar] = {}
     start: datetime | None = None
     spans: tuple[OffsetRange, ...] = ()
+    sound: bool = True
 
 
 class Performance(msgspec.Struct, frozen=True):
@@ -32,8 +33,9 @@ class Performance(msgspec.Struct, frozen=True):
     The second judgement of a window; `score` is None where no label came.
 
     `loss` is the mean loss of the labelled rows, `deviation` the long-run standard deviation of one
-    row's. A window that waited since before these were kept has no `start`. `expired` predictions had
-    no label when the window was given up, before its labels were due.
+    row's; of a window that is not `sound`, whose data was broken, they say nothing of the model. A
+    window that waited since before these were kept has no `start`. `expired` predictions had no label
+    when the window was given up, before its labels were due.
     """
 
     version: str
@@ -48,6 +50,7 @@ class Performance(msgspec.Struct, frozen=True):
     start: datetime | None = None
     end: datetime | None = None
     spans: tuple[OffsetRange, ...] = ()
+    sound: bool = True
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -121,10 +124,11 @@ class Labels:
         end: datetime,
         rows: Sequence[PredictionRecord],
         spans: tuple[OffsetRange, ...] = (),
+        sound: bool = True,
     ) -> None:
         """A window closed: its sampled predictions wait from now on."""
         predictions = {row.id: row.prediction for row in rows}
-        window = PendingWindow(version, key, end, predictions, {}, start, spans)
+        window = PendingWindow(version, key, end, predictions, {}, start, spans, sound)
         for row in rows:
             self._home[row.id] = (version, key)
             early = self._early.get(row.id)
@@ -234,6 +238,7 @@ class Labels:
             start=window.start,
             end=window.end,
             spans=window.spans,
+            sound=window.sound,
         )
 
 

@@ -122,9 +122,9 @@ def test_an_error_must_stay_under_the_floor() -> None:
 
 
 def test_too_few_rows_are_no_basis() -> None:
-    truth = np.zeros(99, int)
+    truth = np.zeros(24, int)
     result = verdict(truth, Answers("a", truth), None)
-    assert (result.action, result.sentence) == ("refused", "only 99 holdout rows, 100 needed")
+    assert (result.action, result.sentence) == ("refused", "only 24 holdout rows, 25 needed")
 
 
 def test_rows_that_are_not_later_than_training_are_no_basis() -> None:

@@ -54,7 +54,7 @@ def replay(of: Stream, windows: int) -> Replayed:
         reference_rows=REFERENCE,
         window=WindowSettings(rows=WINDOW, min_rows=WINDOW),
         # One episode, so that nothing but the probation can move the champion again.
-        policy=PolicySettings(cooldown_seconds=1e9),
+        policy=PolicySettings(method="thresholds", cooldown_seconds=1e9),
         training=TrainingSettings(parameters={"max_iter": 8, "min_samples_leaf": 5}),
         gate=GateSettings(probation_windows=windows),
     )

@@ -130,8 +130,8 @@ def test_rows_from_before_the_promotion_have_no_say(registry: MemoryRegistry) ->
 
 
 def test_too_few_rows_keep_it(registry: MemoryRegistry) -> None:
-    found = review(SETTINGS, registry, world(99, False, SERVED_FROM, 3), asked(), "run-a", lambda: None)
-    assert found.outcome.sentence == "only 99 labelled rows since the promotion, 100 needed"
+    found = review(SETTINGS, registry, world(24, False, SERVED_FROM, 3), asked(), "run-a", lambda: None)
+    assert found.outcome.sentence == "only 24 labelled rows since the promotion, 25 needed"
     assert registry.champion_version() == "2"
 
 
