@@ -35,6 +35,7 @@ from monitors.settings import RegistrySettings
 TRUSTED_TYPES = frozenset(
     {
         "functools.partial",
+        "numpy.dtype",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
         "sklearn.utils.validation.check_array",
     }

@@ -34,7 +34,9 @@ SETTINGS = ModelSettings(
         max_rows=80,
         idle_seconds=86_400.0,
     ),
-    policy=PolicySettings(drift_share=0.6, for_windows=DRIFTED_WINDOWS, keep_firing_windows=1),
+    policy=PolicySettings(
+        method="thresholds", drift_share=0.6, for_windows=DRIFTED_WINDOWS, keep_firing_windows=1
+    ),
     data=DataSettings(max_rows=400, min_rows=50),
     training=TrainingSettings(parameters={"max_iter": 30}),
     gate=GateSettings(min_holdout_rows=20, resamples=500),

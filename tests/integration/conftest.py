@@ -516,6 +516,7 @@ reference_rows = 100
 rows = 20
 min_rows = 10
 [models.{self.model}.policy]
+method = "thresholds"
 for_windows = 2
 keep_firing_windows = 1
 backoff_windows = 1

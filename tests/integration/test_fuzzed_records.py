@@ -45,7 +45,7 @@ SEED = 20_260_101
 MAX_BYTES = 200_000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = LimitSettings(max_record_bytes=20_000, max_features=40, max_versions_per_model=4)
-POLICY = PolicySettings(for_windows=1)
+POLICY = PolicySettings(method="thresholds", for_windows=1)
 MODELS = {
     "timed": ModelSettings(
         serving_version="1",

@@ -139,6 +139,7 @@ class Daemon:
             max_rows = 30
             idle_seconds = 3600.0
             [models.fraud.policy]
+            method = "thresholds"
             for_windows = 2
             keep_firing_windows = 1
             """

@@ -53,7 +53,7 @@ MODEL = ModelSettings(
     serving_version="1",
     reference_rows=30,
     window=WindowSettings(seconds=30.0, grace_seconds=0.0, min_rows=5),
-    policy=PolicySettings(for_windows=1),
+    policy=PolicySettings(method="thresholds", for_windows=1),
     data=DataSettings(min_rows=ROWS),
 )
 # What must have been said by then, the time to try included.

@@ -57,6 +57,7 @@ min_rows = 10
 max_rows = 40
 idle_seconds = 3600.0
 [models.{model}.policy]
+method = "thresholds"
 keep_firing_windows = 1
 """
 

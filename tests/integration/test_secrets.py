@@ -113,7 +113,7 @@ class Scene:
             serving_version = "1"
             reference_rows = 40
             window = {{ seconds = 40, grace_seconds = 0, min_rows = 10 }}
-            policy = {{ for_windows = 1 }}
+            policy = {{ method = "thresholds", for_windows = 1 }}
             data = {{ min_rows = 100 }}
             gate = {{ min_holdout_rows = 20 }}
             training = {{ parameters = {{ max_iter = 15 }} }}

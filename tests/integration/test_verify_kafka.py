@@ -67,6 +67,7 @@ class Scene:
                 f"[models.{model}]\nreference_rows = 150\nlabel_horizon_seconds = 120.0\n"
                 f"[models.{model}.window]\nseconds = 60.0\ngrace_seconds = 5.0\nmin_rows = 10\n"
                 "max_rows = 25\nidle_seconds = 3600.0\n"
+                f'[models.{model}.policy]\nmethod = "thresholds"\n'
                 for model in ("fraud", "churn")
             )
         )

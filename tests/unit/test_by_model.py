@@ -38,7 +38,7 @@ MODEL = ModelSettings(
     reference_rows=60,
     label_horizon_seconds=50.0,
     window=WindowSettings(seconds=20.0, grace_seconds=0.0, min_rows=10, max_rows=15, idle_seconds=3_600.0),
-    policy=PolicySettings(for_windows=2, keep_firing_windows=1),
+    policy=PolicySettings(method="thresholds", for_windows=2, keep_firing_windows=1),
 )
 # Which partition each model's records are keyed to; one of four has none, one has two models.
 HOMES = {"a": 0, "b": 1, "c": 3, "d": 3}

@@ -16,7 +16,7 @@ MODEL = ModelSettings(
     reference_rows=ROWS * 4,
     label_horizon_seconds=6.0 * DAY,
     window=WindowSettings(seconds=float(HOUR), grace_seconds=0.0, min_rows=2, max_rows=ROWS),
-    policy=PolicySettings(for_windows=2),
+    policy=PolicySettings(method="thresholds", for_windows=2),
 )
 
 
