@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,3 +131,7 @@ def main(plan: Path, step: str, countdown: int) -> None:
     )
     loop.run(UntilAllIsTaken(loop, source))
     source.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -60,7 +60,8 @@ def kept(ledger: Ledger, state: ModelState, events: Any, judged: Judged | None, 
 def config(tmp_path: Path, prefect_server: "LocalPrefectServer") -> Config:
     path = tmp_path / "retrain-daemon.toml"
     path.write_text(
-        'mode = "retrain"\n[prefect]\nwork_pool = "explained"\n[models.fraud.policy]\nmethod = "thresholds"\nfor_windows = 1\n'
+        'mode = "retrain"\n[prefect]\nwork_pool = "explained"\n'
+        '[models.fraud.policy]\nmethod = "thresholds"\nfor_windows = 1\n'
     )
     return load(path, {})
 

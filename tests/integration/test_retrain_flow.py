@@ -175,9 +175,8 @@ def test_a_promotion_is_told_in_state_artifact_event_notice_and_claim(
     assert run is not None
     assert run["name"] == f"{fresh.model}: episode 3, attempt 1"
     assert (run["state"]["type"], run["state"]["name"]) == ("COMPLETED", "Promoted")
-    assert re.fullmatch(
-        r"0\.\d{3} against 0\.\d{3}, CI \+\.\d+ to \+\.\d+( \(.*\))?", run["state"]["message"]
-    )
+    sentence = r"0\.\d{3} against 0\.\d{3}, CI \+\.\d+ to \+\.\d+( \(.*\))?"
+    assert re.fullmatch(sentence, run["state"]["message"])
     assert champion_version(fresh) == "2"
 
     claim = prefect_api.read_variable(claim_variable(request.request, 1))
