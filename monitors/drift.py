@@ -72,6 +72,15 @@ class DriftReport(msgspec.Struct, frozen=True):
         return tuple(score.column for score in self.scores if score.drifted)
 
     @property
+    def damaged(self) -> bool:
+        """
+        Whether a column's data is broken in a way that says nothing of the world.
+
+        Categories that nobody has seen may be a new season or a new market: labels can tell.
+        """
+        return any(finding.broken and finding.code != "unseen_category" for finding in self.findings)
+
+    @property
     def broken_columns(self) -> tuple[str, ...]:
         """The columns whose data is broken; a reason to call somebody, never to retrain."""
         return tuple(dict.fromkeys(finding.column for finding in self.findings if finding.broken))

@@ -224,7 +224,7 @@ class ModelMonitor:
         self._touched.add(name)
         report, decision = version.judge(window, lambda rows: self._references.learn(self.name, name, rows))
         rows = window.rows
-        sound = decision.verdict is not Verdict.BROKEN
+        sound = not report.damaged
         self._labels.expect(name, window.key, rows.start, rows.end, rows.records, window.spans, sound)
         judged = Judged(
             model=self.name,

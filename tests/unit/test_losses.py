@@ -7,6 +7,7 @@ import numpy as np
 
 from monitors import losses
 from monitors.baseline import Baseline
+from monitors.drift import DriftReport, Finding
 from monitors.losses import Fall, LossState, LossWindow
 from monitors.settings import PolicySettings
 
@@ -112,3 +113,9 @@ def test_without_a_baseline_the_first_windows_are_it() -> None:
 def test_a_state_outlives_its_checkpoint() -> None:
     state, _ = play(losses.start(WELL), [0.1, 0.4, 0.4])
     assert msgspec.json.decode(msgspec.json.encode(state), type=LossState) == state
+
+
+def test_unseen_categories_are_no_damage_and_a_wrong_unit_is() -> None:
+    unseen = Finding("month", "unseen_category", 1.0, True)
+    assert not DriftReport((), (unseen,)).damaged
+    assert DriftReport((), (unseen, Finding("price", "out_of_range", 1.0, True))).damaged
