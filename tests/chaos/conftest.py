@@ -1,3 +1,3 @@
-"""What lies here is a program and its parts; its test is in `tests/acceptance/test_chaos.py`."""
+"""What lies here is a program and its parts: `make chaos`."""
 
 collect_ignore_glob = ["*.py"]
