@@ -17,10 +17,11 @@ from flows.scoring import (
     differing_rows,
     metric_of,
     numbers,
+    proper_values,
     row_values,
 )
 from flows.segments import regressions
-from flows.verdict import Check, Standing, Verdict, comparison, plain, refusal
+from flows.verdict import Check, Standing, Verdict, comparison, interval, plain, refusal, signed
 from monitors.settings import GateSettings
 
 
@@ -51,7 +52,11 @@ def judge(
     challenger was trained on. The lower bound of the paired improvement, good for all challengers at
     once, must be above zero (above `-margin` for non-inferiority), a challenger's own lower bound must
     reach the floor, and it must be surely worse in none of the `segments` (one per row, None: of none).
-    Of those that show all this the best scored is chosen. Without a champion the floor alone decides.
+    Of those that show all this the best is chosen. Without a champion the floor alone decides.
+
+    Accuracy counts hits, which tell little of each row. Where all models state probabilities of two
+    classes, the improvement is proved by their Brier scores instead, which see the same difference
+    with fewer rows, and the accuracy itself must be the higher one, too.
 
     `tried` is how many candidates there were, if some were dropped for their answers to these rows.
     """
@@ -84,6 +89,14 @@ class _Contest:
     def sign(self) -> float:
         """What turns a difference of scores into an improvement."""
         return -1.0 if self.metric == "mae" else 1.0
+
+    def proofs(self, challengers: Sequence[Answers]) -> list[Floats] | None:
+        """Per row and challenger the improvement by a proper score; None where the metric has to do."""
+        if self.champion is None or self.metric != "accuracy" or self.settings.mode != "superiority":
+            return None
+        found = [proper_values(self.holdout.labels, one) for one in (self.champion, *challengers)]
+        known = [values for values in found if values is not None]
+        return [values - known[0] for values in known[1:]] if len(known) == len(found) else None
 
     def values(self, answers: Answers) -> Floats:
         """Per row; their mean is the score."""
@@ -185,16 +198,43 @@ class _Measured:
     """One candidate's numbers; improvements are positive when better."""
 
     answers: Answers
+    sign: float
     score: float
     worst: float | None
     champion: float | None = None
     differing: float = 0.0
     low: float | None = None
     high: float | None = None
+    proof: "_Proof | None" = None
 
     @property
     def told(self) -> str:
-        return comparison(self.score, self.champion, self.low, self.high)
+        said = comparison(self.score, self.champion, self.low, self.high)
+        return f"{said}{self.proof.told}" if self.proof is not None else said
+
+    @property
+    def improved(self) -> bool:
+        return self.champion is None or self.sign * (self.score - self.champion) > 0.0
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """The mean improvement that superiority is judged by, and its bounds; `proper`: of Brier scores."""
+
+    gain: float
+    low: float
+    high: float
+    proper: bool
+
+    @property
+    def surety(self) -> float:
+        """The improvement as a share of what it would have to be."""
+        reach = self.gain - self.low
+        return self.gain / reach if reach > 0.0 else 0.0
+
+    @property
+    def told(self) -> str:
+        return f", Brier {signed(self.gain)}, CI {interval(self.low, self.high)}" if self.proper else ""
 
 
 def _standings(contest: _Contest, challengers: Sequence[Answers]) -> tuple[Standing, ...]:
@@ -221,19 +261,28 @@ def _measured(contest: _Contest, challengers: Sequence[Answers]) -> Iterator[_Me
     worst = contest.worst(values)
     if contest.champion is None:
         for ours, challenger, bound in zip(values, challengers, worst, strict=True):
-            yield _Measured(challenger, float(ours.mean()), bound)
+            yield _Measured(challenger, contest.sign, float(ours.mean()), bound)
         return
     rival = contest.values(contest.champion)
     gains = contest.bounds([contest.sign * (ours - rival) for ours in values])
+    proofs = contest.proofs(challengers)
+    proved = gains if proofs is None else contest.bounds(proofs)
     for place, challenger in enumerate(challengers):
         yield _Measured(
             challenger,
+            contest.sign,
             float(values[place].mean()),
             worst[place],
             champion=float(rival.mean()),
             differing=differing_rows(contest.metric, contest.holdout.labels, challenger, contest.champion),
             low=float(gains.low[place]),
             high=float(gains.high[place]),
+            proof=_Proof(
+                float(proved.means[place]),
+                float(proved.low[place]),
+                float(proved.high[place]),
+                proofs is not None,
+            ),
         )
 
 
@@ -243,6 +292,9 @@ def _standing(contest: _Contest, entry: tuple[Check, ...], measured: _Measured) 
         score=measured.score,
         low=measured.low,
         high=measured.high,
+        surety=None if measured.proof is None else measured.proof.surety,
+        merit=measured.sign * measured.score if measured.proof is None else measured.proof.gain,
+        told=measured.told,
         checks=entry + tuple(_outcomes(contest, measured)),
     )
 
@@ -263,7 +315,7 @@ def _against(contest: _Contest, measured: _Measured, low: float) -> Iterator[Che
     if contest.settings.mode == "non_inferiority":
         yield _non_inferior(contest.settings.margin, measured.told, low)
     else:
-        yield from _superior(measured, low)
+        yield from _superior(measured)
 
 
 def _floor(floor: float, metric: Metric, score: float, worst: float) -> Check:
@@ -274,11 +326,12 @@ def _floor(floor: float, metric: Metric, score: float, worst: float) -> Check:
     return Check("floor", passed, sentence)
 
 
-def _superior(measured: _Measured, low: float) -> Iterator[Check]:
+def _superior(measured: _Measured) -> Iterator[Check]:
+    proof = measured.proof
     enough = measured.differing >= MIN_DIFFERING_ROWS
     differ = f"the two differ on {measured.differing:.0f} holdout rows, {MIN_DIFFERING_ROWS} needed"
     yield Check("differing rows", enough, differ if enough else f"{measured.told}: {differ}")
-    yield Check("superior", low > 0.0, measured.told)
+    yield Check("superior", proof is not None and proof.low > 0.0 and measured.improved, measured.told)
 
 
 def _non_inferior(margin: float, told: str, low: float) -> Check:
@@ -308,10 +361,9 @@ def _verdict(contest: _Contest, common: tuple[Check, ...], standings: tuple[Stan
     refused = best.failed
     champion = contest.champion
     score = float(contest.values(champion).mean()) if champion else None
-    told = comparison(best.score, score, best.low, best.high) if best.score is not None else ""
     return Verdict(
         action="refused" if refused else "promoted",
-        sentence=(refused.detail if refused else told) + _among(standings, best),
+        sentence=(refused.detail if refused else best.told) + _among(standings, best),
         metric=contest.metric,
         rows=contest.rows,
         chosen=chosen,
@@ -320,18 +372,19 @@ def _verdict(contest: _Contest, common: tuple[Check, ...], standings: tuple[Stan
         champion=champion.source if champion else "",
         low=best.low,
         high=best.high,
+        surety=best.surety,
         checks=common + best.checks,
         candidates=standings,
     )
 
 
 def _chosen(contest: _Contest, standings: Sequence[Standing]) -> int:
-    """The best scored of those that may be promoted, else of those that were judged, else the first."""
+    """The best of those that may be promoted, else of those that were judged, else the first."""
 
     def merit(place: int) -> tuple[bool, float, int]:
         standing = standings[place]
-        score = -np.inf if standing.score is None else contest.sign * standing.score
-        return standing.failed is None, float(score), -place
+        merit = -np.inf if standing.merit is None else standing.merit
+        return standing.failed is None, float(merit), -place
 
     return max(range(len(standings)), key=merit)
 

@@ -143,6 +143,21 @@ def contributions(metric: Metric, labels: Values, answers: Answers) -> Floats:
     return np.asarray(hits * len(truth) / (len(counts) * counts)[members], dtype=float)
 
 
+def proper_values(labels: Values, answers: Answers) -> Floats | None:
+    """
+    One minus each row's Brier score (Brier, Monthly Weather Review 78, 1950), so that more is better.
+
+    None without probabilities, or where the labels are not of two classes.
+    """
+    truth = canonical(labels)
+    classes = set(truth)
+    if answers.probabilities is None or len(classes) != 2:
+        return None
+    stated = numbers(answers.probabilities)
+    happened = np.asarray(truth == max(classes, key=_class_order), dtype=float)
+    return 1.0 - (happened - stated) ** 2 if np.isfinite(stated).all() else None
+
+
 def _placements(truth: Values, scores: Floats) -> Floats:
     """How much of the other class each row is on the right side of, ties as halves (DeLong 1988)."""
     from scipy.stats import rankdata

@@ -19,13 +19,18 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     How one candidate did. Without a score it could not be judged, and `checks` say why.
 
     `low` and `high` bound its improvement over the champion, positive being better whatever the
-    metric, each one-sidedly at the asked confidence for all candidates together.
+    metric, each one-sidedly at the asked confidence for all candidates together. `surety` is how far the
+    proof of superiority came: at 1 the improvement is sure. By `merit` candidates are compared with each
+    other, more being better. `told` has it all in words.
     """
 
     source: str
     score: float | None = None
     low: float | None = None
     high: float | None = None
+    surety: float | None = None
+    merit: float | None = None
+    told: str = ""
     checks: tuple[Check, ...] = ()
 
     @property
@@ -52,6 +57,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     champion: str = ""
     low: float | None = None
     high: float | None = None
+    surety: float | None = None
     checks: tuple[Check, ...] = ()
     candidates: tuple[Standing, ...] = ()
 

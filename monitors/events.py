@@ -147,4 +147,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     challenger_score: float | None = None
     champion_score: float | None = None
     baseline: Baseline | None = None
+    surety: float | None = None
     schema: int = SCHEMA
