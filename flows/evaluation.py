@@ -7,12 +7,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flows.earlier import again, earlier_answers, is_earlier
 from flows.errors import NotRetrainable
 from flows.gate import Holdout, judge
 from flows.registry import ModelUnloadable, Registry, RegistryUnavailable
 from flows.rows import LabelledRows
 from flows.scoring import Answers, Values, losses, metric_of
-from flows.training import ALL, MIN_SPAN_ROWS, Candidate, answers, fit_span, walk_forward
+from flows.training import (
+    ALL,
+    MIN_SPAN_ROWS,
+    Candidate,
+    Challenger,
+    answers,
+    fit_span,
+    refit,
+    walk_forward,
+)
 from flows.verdict import Verdict, refusal
 from monitors.baseline import Baseline
 from monitors.settings import FlowSettings, ModelSettings
@@ -59,6 +69,8 @@ def evaluate(
     after = known_champion.trained_until if known_champion else None
     trial = walk_forward(model, rows, since, after, only)
     holdout, challengers = trial.holdout, trial.answers
+    earlier = earlier_answers(model.kind, registry, champion, trial.before, holdout, only)
+    challengers = earlier if is_earlier(only) and earlier else (*challengers, *earlier)
     if not champion:
         known = _answered(holdout)
         holdout = holdout.where(known)
@@ -87,6 +99,13 @@ def evaluate(
             Candidate(one.source, len(holdout), one.score, one.low, one.high) for one in verdict.candidates
         ),
     )
+
+
+def made_of(
+    registry: Registry, settings: ModelSettings, rows: LabelledRows, span: str, since: datetime | None
+) -> Challenger:
+    """The model that a candidate stands for: fitted up to the newest row, or an earlier champion as it was."""
+    return again(registry, span) if is_earlier(span) else refit(settings, rows, span, since)
 
 
 def baseline_of(kind: str, labels: Values, said: Answers) -> Baseline | None:

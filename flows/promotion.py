@@ -10,6 +10,7 @@ import msgspec
 from daemon.wire.references import ReferenceStore
 from flows.audit import AuditRecord, Move
 from flows.data import plain_scalar
+from flows.earlier import is_earlier
 from flows.evaluation import Evaluation, own_baseline
 from flows.provenance import constraints_digest, git_commit
 from flows.registry import ModelVersion, NewModel, Registry
@@ -128,7 +129,13 @@ def baseline_in(tags: Mapping[str, str]) -> Baseline | None:
 
 
 def reference_rows(settings: ModelSettings, made: ModelVersion, rows: LabelledRows) -> LabelledRows:
-    """The newest rows that a version was trained on, as many as a reference has."""
+    """
+    The newest rows that a version was trained on, as many as a reference has.
+
+    Of an earlier champion that is back, the newest of all: it is back because it knows these.
+    """
+    if is_earlier(made.tags.get("span", "")):
+        return rows.between(max(0, len(rows) - settings.reference_rows), len(rows))
     trained = rows.between(rows.first_at(made.trained_from), rows.first_after(made.trained_until))
     # A run that entered late may no longer find the training rows; the nearest ones have to do.
     trained = trained if len(trained) else rows

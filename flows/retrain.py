@@ -25,13 +25,12 @@ from flows.audit import AuditRecord, ChampionMoved
 from flows.claims import Claim, Claims, FolderVariables, Variables, beating
 from flows.data import extract
 from flows.errors import Fenced, FlowError, NotRetrainable
-from flows.evaluation import Evaluation, evaluate
+from flows.evaluation import Evaluation, evaluate, made_of
 from flows.mlflow_registry import located, public, registered_name
 from flows.model_card import Card
 from flows.registry import ModelVersion, Registry, open_registry
 from flows.rows import LabelledRows
 from flows.steps import Step, as_task, in_process, patiently
-from flows.training import refit
 from flows.verdict import Verdict
 from monitors.events import NAMESPACE, Outcome, RetrainRequest
 from monitors.settings import FlowSettings
@@ -231,7 +230,7 @@ def _train(job: Job, rows: LabelledRows, evaluation: Evaluation) -> ModelVersion
     """Fit the chosen span up to now and register it, unless an earlier try of the request already has."""
     if known := job.registry.find_request(job.request_id):
         return known
-    challenger = refit(job.settings.settings, rows, evaluation.span, _since(job))
+    challenger = made_of(job.registry, job.settings.settings, rows, evaluation.span, _since(job))
     version = promotion.register(
         job.settings, job.registry, challenger, rows, job.request_id, job.run, evaluation
     )
@@ -328,6 +327,8 @@ def _refused(job: Job, evaluation: Evaluation, version: ModelVersion) -> Result:
         metric=verdict.metric,
         challenger_score=verdict.challenger_score,
         champion_score=verdict.champion_score,
+        baseline=evaluation.baseline,
+        surety=verdict.surety,
     )
     return Result(outcome=outcome, verdict=verdict, version=version)
 

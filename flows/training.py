@@ -75,6 +75,7 @@ class Trial:
     """
 
     holdout: LabelledRows
+    before: LabelledRows
     answers: tuple[Answers, ...]
     trained_until: float
 
@@ -107,6 +108,7 @@ def walk_forward(
     answered = [_answered(settings, rows, name, change, cuts) for name in wanted]
     return Trial(
         holdout=rows.between(first, len(rows)),
+        before=rows.between(max(min(change, first - MIN_SPAN_ROWS), 2 * first - len(rows), 0), first),
         answers=tuple(answered),
         trained_until=float(rows.event_times[first - 1]),
     )

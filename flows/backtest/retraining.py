@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from flows.audit import Move
 from flows.backtest.references import MemoryReferences
 from flows.errors import NotRetrainable
-from flows.evaluation import evaluate, own_baseline
+from flows.evaluation import evaluate, made_of, own_baseline
 from flows.probation import review
 from flows.promotion import make_reference, reference_rows
 from flows.registry import LoadedModel, MemoryRegistry, ModelVersion, NewModel
 from flows.rows import LabelledRows
-from flows.training import Challenger, fit_span, refit
+from flows.training import Challenger, fit_span
 from flows.verdict import Verdict
 from monitors.baseline import Baseline
 from monitors.events import Outcome, RetrainRequest
@@ -73,7 +73,7 @@ class Retrainer:
         verdict = evaluation.verdict
         made = champion = None
         if verdict.action == "promoted":
-            challenger = refit(settings, rows, evaluation.span, request.suspected_since)
+            challenger = made_of(self._registry, settings, rows, evaluation.span, request.suspected_since)
             made = self._register(challenger, request.request)
             champion = self._promote(made, rows, verdict.sentence, request.request, evaluation.baseline)
         outcome = Outcome(
@@ -85,7 +85,8 @@ class Retrainer:
             metric=verdict.metric,
             challenger_score=verdict.challenger_score,
             champion_score=verdict.champion_score,
-            baseline=evaluation.baseline if made else None,
+            baseline=evaluation.baseline,
+            surety=verdict.surety,
         )
         return Retrained(outcome, verdict, champion)
 
