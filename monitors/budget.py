@@ -252,12 +252,14 @@ def on_outcome(settings: ModelSettings, state: ModelState, request: str, outcome
     ended = msgspec.structs.replace(episode, request="")
     wait = settings.policy.backoff_windows * 2 ** (ended.attempts - 1)
     state = msgspec.structs.replace(state, episode=ended, refusals=state.refusals + 1, wait_windows=wait)
-    spent = state.losses.doublings if episode.signal == "performance" else state.refusals
-    if spent < settings.policy.max_attempts:
+    if outcome.action == "refused":
+        after = losses.judged(state.losses, outcome.baseline, False, settings.reference_rows, outcome.surety or 0.0)
+        state = msgspec.structs.replace(state, losses=after)
+    if state.refusals < settings.policy.max_attempts:
         return state, ()
-    told = futile_event(ended, f"{spent} attempts in a row ended without a promotion")
+    told = futile_event(ended, f"{state.refusals} attempts in a row ended without a promotion")
     state = msgspec.structs.replace(
-        state, losses=losses.accepted(state.losses, state.serving), wait_windows=0
+        state, losses=losses.accepted(state.losses, state.serving), wait_windows=0, refusals=0
     )
     if state.drifting:
         # The drift goes on, and is not asked about again before something else happens.
@@ -270,9 +272,7 @@ def _promoted(settings: ModelSettings, state: ModelState, episode: Episode, outc
     verifying = msgspec.structs.replace(
         episode, stage=Stage.VERIFYING, request="", promoted=outcome.model_version
     )
-    known = losses.promoted(state.losses, outcome.baseline)
-    if known.doublings >= settings.policy.max_attempts:
-        known = losses.settled(known)
+    known = losses.judged(state.losses, outcome.baseline, True, settings.reference_rows)
     return (
         msgspec.structs.replace(
             state,

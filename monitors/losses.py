@@ -20,6 +20,10 @@ from monitors.settings import PolicySettings
 DRIFT = 0.5
 LARGEST_STEP = 4.0
 MAX_WINDOWS = 256
+# How often the labelled windows that an attempt waits for are doubled at most.
+MOST_DOUBLINGS = 3
+# A candidate whose proof came so far may soon be sure of it.
+ALMOST = 0.4
 # A jump inside an excursion this sure is a change of its own.
 JUMP = 4.0
 CONFIRMABLE = 1.645
@@ -168,22 +172,33 @@ def tried(state: LossState) -> LossState:
     return msgspec.structs.replace(state, tried=state.seen, doublings=state.doublings + 1)
 
 
-def promoted(state: LossState, baseline: Baseline | None) -> LossState:
+def judged(
+    state: LossState, reached: Baseline | None, promoted: bool, grown_rows: int, surety: float = 0.0
+) -> LossState:
     """
-    A better model serves: the excursion goes on from nothing, so that what is still missing is noticed.
+    An attempt ended; `reached` is what the best candidate loses on rows that it had not seen.
 
-    The best level known is kept: rows of mixed concepts must not become the new normal.
+    That is the level from now on, whoever serves: what no retraining can mend is no fall. But as long as
+    fewer rows than `grown_rows` follow the change, candidates know more of the concept before it, and
+    their loss must not become the new normal: then the better level stays, and further attempts follow
+    as labels come.
     """
     level = state.level
-    if baseline is not None:
-        best = baseline.loss if level is None else min(level.loss, baseline.loss)
-        level = Baseline(best, baseline.deviation, baseline.rows)
-    return msgspec.structs.replace(state, level=level, cusum=0.0, learned=())
+    if reached is None:
+        return state if not promoted else msgspec.structs.replace(state, cusum=0.0, learned=())
+    if level is None:
+        return msgspec.structs.replace(_calm(state), level=reached, learned=())
+    if state.fallen and _can_grow(state, level, reached, grown_rows):
+        kept = Baseline(min(level.loss, reached.loss), reached.deviation, reached.rows)
+        return msgspec.structs.replace(state, level=kept, cusum=0.0 if promoted else state.cusum)
+    doublings = 0 if promoted or surety > ALMOST else state.doublings
+    return msgspec.structs.replace(_calm(state), level=reached, doublings=min(doublings, MOST_DOUBLINGS))
 
 
-def settled(state: LossState) -> LossState:
-    """The attempts of this excursion are used up, and the last one helped: whatever comes is a new one."""
-    return msgspec.structs.replace(_calm(state), tried=state.tried)
+def _can_grow(state: LossState, level: Baseline, reached: Baseline, grown_rows: int) -> bool:
+    since = sum(one.rows for one in state.windows)
+    missing = (reached.loss - level.loss) * math.sqrt(max(1, reached.rows))
+    return since < grown_rows and missing > CONFIRMABLE * reached.deviation
 
 
 def accepted(state: LossState, serving: str) -> LossState:

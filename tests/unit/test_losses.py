@@ -79,12 +79,54 @@ def test_a_fall_too_small_for_a_gate_to_confirm_waits() -> None:
     assert not first.due or first.windows > SETTINGS.first_attempt_windows
 
 
-def test_the_best_level_known_is_kept_when_a_worse_model_is_promoted() -> None:
-    state, _ = play(losses.start(WELL), [0.4] * 3)
-    state = losses.promoted(state, Baseline(0.25, 0.3, 500))
+REACHED = Baseline(0.25, 0.3, 500)
+REFERENCE_ROWS = 5_000
+
+
+def fallen(windows: int = 3) -> LossState:
+    state, _ = play(losses.start(WELL), [0.4] * windows)
+    return losses.tried(state)
+
+
+def test_the_best_level_known_is_kept_while_few_rows_follow_the_change() -> None:
+    """A model of mixed rows must not become the new normal: a better one is possible, and asked for again."""
+    state = losses.judged(fallen(), REACHED, promoted=True, grown_rows=REFERENCE_ROWS)
     assert state.level is not None
-    assert state.level.loss == 0.1
-    assert losses.promoted(state, Baseline(0.05, 0.3, 500)).level == Baseline(0.05, 0.3, 500)
+    assert state.level.loss == WELL.loss
+    _, falls = play(state, [0.25] * 4, version="1", first=3)
+    assert any(fall is not None and fall.due for fall in falls)
+
+
+def test_what_retraining_reaches_is_the_level_once_a_reference_of_rows_follows_the_change() -> None:
+    rows_since = 3 * ROWS
+    state = losses.judged(fallen(), REACHED, promoted=True, grown_rows=rows_since)
+    assert state.level == REACHED
+    _, falls = play(state, [0.25] * 20, first=3)
+    assert falls == [None] * 20
+
+
+def test_a_better_level_is_taken_at_once() -> None:
+    better = Baseline(0.05, 0.3, 500)
+    state = losses.judged(fallen(), better, promoted=True, grown_rows=REFERENCE_ROWS)
+    assert state.level == better
+
+
+def test_after_a_refusal_the_level_is_what_the_best_candidate_reached() -> None:
+    """What no retraining mends is no fall; a champion that is worse than what can be had still is one."""
+    state = losses.judged(fallen(), REACHED, promoted=False, grown_rows=0)
+    assert state.level == REACHED
+    _, falls = play(state, [0.4] * 8, first=3)
+    assert falls[-1] is not None
+
+
+def test_a_refusal_waits_longer_unless_the_proof_came_near() -> None:
+    far = losses.judged(fallen(), REACHED, promoted=False, grown_rows=0)
+    near = losses.judged(fallen(), REACHED, promoted=False, grown_rows=0, surety=0.8)
+    waits = []
+    for state in (far, near):
+        _, falls = play(state, [0.6] * 10, first=3)
+        waits.append(next(number for number, fall in enumerate(falls) if fall is not None and fall.due))
+    assert waits[0] > waits[1]
 
 
 def test_what_nothing_could_mend_becomes_the_baseline() -> None:
