@@ -95,16 +95,17 @@ class NumericYardstick:
         if not values.size:
             return ()
         ranks = _ranks(self.ordered, np.sort(values))
-        means = {"location": float(ranks.mean()), "spread": float((ranks**2).mean())}
-        return tuple(
-            one.shift(column, means[one.kind], values.size, self.ordered.size) for one in self.features
-        )
+        rows = values.size
+        means = {"location": float(ranks.sum()) / rows, "spread": float((ranks * ranks).sum()) / rows}
+        return tuple(one.shift(column, means[one.kind], rows, self.ordered.size) for one in self.features)
 
 
 def _ranks(ordered: Floats, values: Floats) -> Floats:
     """Midranks among the ordered values, scaled to -1..1."""
     left = np.searchsorted(ordered, values, side="left")
-    right = np.searchsorted(ordered, values, side="right")
+    tied = ordered[np.minimum(left, ordered.size - 1)] == values
+    # Searching takes most of a window's time, and where no value is met again both sides are the same.
+    right = np.searchsorted(ordered, values, side="right") if tied.any() else left
     return np.asarray((left + right) / ordered.size - 1.0, dtype=np.float64)
 
 
