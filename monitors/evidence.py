@@ -12,11 +12,16 @@ reference and the quiet windows since, so that a young reference's own error is 
 How much a window's mean varies where nothing moves is `estimated` from the reference's rows at first, and
 raised as far as quiet windows vary more. A feature of which `CERTIFYING_WINDOWS` windows were quiet has a
 spread of its own: that of those windows, and at least what chance could have hidden from them.
+
+With a season each slot has a mean of its own, and all slots of a feature share one spread. A window of a slot
+that nobody has seen is no evidence: it is learned. Means of young slots do not lean on those of others: hours
+that follow each other differ from the mean of all in the same direction, which would add up.
 """
 
 import math
 from collections.abc import Collection, Sequence
 from math import exp, log1p
+from typing import NamedTuple
 
 import msgspec
 
@@ -53,6 +58,9 @@ class FeatureState(msgspec.Struct, frozen=True, array_like=True):
     What is known of one feature: the rows of quiet windows and their sum, their residuals (in the
     reference's units), and the logarithms of the detectors. `room` is how many rows may join.
     `products` sums each residual times the one before it, which is `last`.
+
+    `slots` holds, of each slot of the season that was seen, rows and their sum, the reference's included, and
+    how many rows there may be; `room`, `rows` and `total` are used without a season.
     """
 
     room: float = 0.0
@@ -63,12 +71,19 @@ class FeatureState(msgspec.Struct, frozen=True, array_like=True):
     detectors: tuple[float, ...] = (_SMALLEST_LOG,) * len(_GAINS)
     products: float = 0.0
     last: float = 0.0
+    slots: dict[int, tuple[float, float, float]] = {}
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
-    """A window that joins when the next ones turn out to be quiet, too: (feature, rows, mean, residual)."""
+    """
+    A window that joins when the next ones turn out to be quiet, too: (feature, rows, mean, residual).
+
+    `new` are the features that had never been seen in its slot, and so have no residual.
+    """
 
     shifts: tuple[tuple[str, float, float, float], ...]
+    slot: int = -1
+    new: tuple[str, ...] = ()
 
 
 class EvidenceState(msgspec.Struct, frozen=True):
@@ -78,6 +93,7 @@ class EvidenceState(msgspec.Struct, frozen=True):
     waiting: tuple[Waiting, ...] = ()
     quiet: int = 0
     windows: int = 0
+    season: str = ""
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -113,42 +129,54 @@ def observe(state: EvidenceState, shifts: Sequence[Shift], budget: float) -> tup
     >>> observe(EvidenceState(), [far], 100.0)[1].value > 1000
     True
     """
+    state = _in_season(state, shifts)
     features = dict(state.features)
     means = {key: _mean_of(known.detectors) for key, known in features.items()}
     moved: list[Moved] = []
-    residuals: list[tuple[str, float, float, float]] = []
+    window: list[tuple[str, float, float, float]] = []
+    new: list[str] = []
     ceiling = math.log(budget * len(_GAINS) * max(1, len(shifts))) + _SPARE_LOG
-    certified = True
     for shift in shifts:
         if shift.unit <= 0.0 or not shift.rows:
             continue
         key = shift.key
-        known = features.get(key, _NOTHING)
-        residual, effect = _residual(known, shift)
-        detectors = _advanced(known.detectors, residual / _spread(known), effect, ceiling)
-        features[key] = FeatureState(
-            MAX_JOINED * shift.reference_rows,
-            known.rows,
-            known.total,
-            known.residuals,
-            known.squares,
-            detectors,
-            known.products,
-            known.last,
-        )
-        means[key] = _mean_of(detectors)
-        residuals.append((key, float(shift.rows), shift.value, residual))
+        known = _with_reference(features.get(key, _NOTHING), shift)
+        compared = _compared(known, shift)
+        if compared is None:
+            new.append(key)
+        else:
+            known = _advanced(known, compared, ceiling)
+        features[key], means[key] = known, _mean_of(known.detectors)
+        residual, effect = (compared.residual, compared.effect) if compared else (0.0, 0.0)
+        window.append((key, float(shift.rows), shift.value, residual))
         moved.append(Moved(shift.column, shift.kind, effect, means[key]))
-        certified = certified and known.residuals >= CERTIFYING_WINDOWS
     count = max(1, len(features))
-    value = sum(means.values()) / count
-    limit = SUSPICIOUS * budget * count
-    after = EvidenceState(features, state.waiting, state.quiet, state.windows + 1)
-    after = _joined(after, Waiting(tuple(residuals)), {key for key, mean in means.items() if mean < limit})
-    return after, Evidence(value, _telling(moved, value, count), certified and bool(residuals))
+    value, limit = sum(means.values()) / count, SUSPICIOUS * budget * count
+    waiting = Waiting(tuple(window), shifts[0].slot if shifts else -1, tuple(new))
+    after = EvidenceState(features, state.waiting, state.quiet, state.windows + 1, state.season)
+    after = _joined(after, waiting, {key for key, mean in means.items() if mean < limit})
+    own = all(features[key].residuals >= CERTIFYING_WINDOWS for key, _, _, _ in window)
+    return after, Evidence(value, _telling(moved, value, count), bool(window) and not new and own)
 
 
 _NOTHING = FeatureState()
+
+
+class _Compared(NamedTuple):
+    """A shift in the reference's standard deviations, in quiet windows' and in a row's."""
+
+    residual: float
+    standardised: float
+    effect: float
+
+
+def _in_season(state: EvidenceState, shifts: Sequence[Shift]) -> EvidenceState:
+    """Slots of a season that is configured no more mean nothing in another one."""
+    season = shifts[0].season if shifts else state.season
+    if season == state.season:
+        return state
+    features = {key: msgspec.structs.replace(known, slots={}) for key, known in state.features.items()}
+    return EvidenceState(features, (), state.quiet, state.windows, season)
 
 
 def _telling(moved: Sequence[Moved], value: float, count: int) -> tuple[Moved, ...]:
@@ -162,12 +190,32 @@ def _telling(moved: Sequence[Moved], value: float, count: int) -> tuple[Moved, .
     return tuple(sorted(kept, key=lambda one: (-one.evidence, one.column, one.kind)))
 
 
-def _residual(known: FeatureState, shift: Shift) -> tuple[float, float]:
-    """The shift against all that came before, in the reference's standard deviations and in a row's."""
-    before = shift.reference_rows + known.rows
-    gap = shift.value - (shift.reference_rows * shift.expected + known.total) / before
+def _with_reference(known: FeatureState, shift: Shift) -> FeatureState:
+    """What is known, with the reference's rows of the slot if they were not counted yet, and room to join."""
+    rows = float(shift.reference_rows)
+    if shift.slot < 0:
+        room = MAX_JOINED * rows
+        return known if known.room == room else msgspec.structs.replace(known, room=room)
+    if not rows or shift.slot in known.slots:
+        return known
+    room = rows + MAX_JOINED * max(rows, float(shift.rows))
+    entry = (rows, rows * shift.expected, room)
+    return msgspec.structs.replace(known, slots={**known.slots, shift.slot: entry})
+
+
+def _compared(known: FeatureState, shift: Shift) -> _Compared | None:
+    """The shift against all that came before; None where nothing is known of the slot."""
+    spread = _spread(known)
+    if shift.slot < 0:
+        before = shift.reference_rows + known.rows
+        total = shift.reference_rows * shift.expected + known.total
+    elif shift.slot in known.slots:
+        before, total, _ = known.slots[shift.slot]
+    else:
+        return None
+    gap = shift.value - total / before
     residual = gap / (shift.unit * math.sqrt(1.0 / shift.rows + 1.0 / before))
-    return residual, gap / shift.deviation if shift.deviation else 0.0
+    return _Compared(residual, residual / spread, gap / shift.deviation if shift.deviation else 0.0)
 
 
 def _spread(known: FeatureState) -> float:
@@ -175,7 +223,7 @@ def _spread(known: FeatureState) -> float:
     How far residuals spread where nothing moves, as quiet windows tell: seasons, sessions, batches.
 
     At first the reference's own estimate counts for some windows, and is only ever raised. Certified, it
-    is the upper 95 % bound of what the quiet windows show (chi-square by Wilson and Hilferty, PNAS 17, 1931).
+    is the upper 95 % bound of what the quiet windows show.
     """
     if not known.residuals:
         return 1.0
@@ -185,24 +233,29 @@ def _spread(known: FeatureState) -> float:
     along = (1.0 + serial) / (1.0 - serial)
     if count < CERTIFYING_WINDOWS:
         return math.sqrt(max(1.0, along * (_PRIOR_WINDOWS + known.squares) / (_PRIOR_WINDOWS + count)))
-    least = (1.0 - 2.0 / (9.0 * count) - _ONE_IN_TWENTY * math.sqrt(2.0 / (9.0 * count))) ** 3
-    return max(_SMALLEST_SPREAD, math.sqrt(along * known.squares / (count * least)))
+    return max(_SMALLEST_SPREAD, math.sqrt(along * known.squares / (count * _least_share(count))))
 
 
-def _advanced(
-    detectors: Sequence[float], residual: float, effect: float, ceiling: float
-) -> tuple[float, ...]:
+def _least_share(count: int) -> float:
+    """A variance measured `count` times is in 95 % of cases at least this share of the true one.
+
+    The chi-square distribution's quantile as Wilson and Hilferty (PNAS 17, 1931) give it.
+    """
+    return (1.0 - 2.0 / (9.0 * count) - _ONE_IN_TWENTY * math.sqrt(2.0 / (9.0 * count))) ** 3
+
+
+def _advanced(known: FeatureState, compared: _Compared, ceiling: float) -> FeatureState:
     """log R' = log(1 + R) + log likelihood ratio, for each direction and size."""
-    residual = max(-LARGEST_RESIDUAL, min(LARGEST_RESIDUAL, residual))
-    largest = math.inf if abs(effect) >= SMALLEST_EFFECT else 0.0
+    residual = max(-LARGEST_RESIDUAL, min(LARGEST_RESIDUAL, compared.standardised))
+    largest = math.inf if abs(compared.effect) >= SMALLEST_EFFECT else 0.0
     after = []
-    for log_r, (slope, cost) in zip(detectors, _GAINS, strict=True):
+    for log_r, (slope, cost) in zip(known.detectors, _GAINS, strict=True):
         gain = slope * residual - cost
         # The larger of 1 and R is taken out of the logarithm, so that it can't overflow.
         grown = log_r + log1p(exp(-log_r)) if log_r > 0.0 else log1p(exp(log_r))
         grown += gain if gain < largest else largest
         after.append(ceiling if grown > ceiling else _SMALLEST_LOG if grown < _SMALLEST_LOG else grown)
-    return tuple(after)
+    return msgspec.structs.replace(known, detectors=tuple(after))
 
 
 def _mean_of(detectors: Sequence[float]) -> float:
@@ -216,28 +269,37 @@ def _joined(state: EvidenceState, window: Waiting, quiet: Collection[str]) -> Ev
     Feature by feature: where one drifts, the reference's error in the others would add up else.
     """
     waiting = tuple(
-        Waiting(tuple(one for one in before.shifts if one[0] in quiet)) for before in (*state.waiting, window)
+        Waiting(tuple(one for one in before.shifts if one[0] in quiet), before.slot, before.new)
+        for before in (*state.waiting, window)
     )
     if len(waiting) <= _PATIENCE:
-        return EvidenceState(state.features, waiting, state.quiet, state.windows)
-    features = dict(state.features)
-    for key, rows, mean, residual in waiting[0].shifts:
-        features[key] = _with(features[key], rows, mean, residual)
-    all_quiet = len(waiting[0].shifts) == len(features)
+        return EvidenceState(state.features, waiting, state.quiet, state.windows, state.season)
+    features, joining = dict(state.features), waiting[0]
+    for key, rows, mean, residual in joining.shifts:
+        known = _with_rows(features[key], joining.slot, rows, mean)
+        features[key] = known if key in joining.new else _with_residual(known, residual)
+    all_quiet = len(joining.shifts) == len(features)
     joined = state.quiet + 1 if all_quiet else state.quiet
-    return EvidenceState(features, waiting[1:], joined, state.windows)
+    return EvidenceState(features, waiting[1:], joined, state.windows, state.season)
 
 
-def _with(known: FeatureState, rows: float, mean: float, residual: float) -> FeatureState:
-    if known.rows >= known.room:
-        rows = 0.0
-    return FeatureState(
-        known.room,
-        known.rows + rows,
-        known.total + rows * mean,
-        known.residuals + 1,
-        known.squares + residual * residual,
-        known.detectors,
-        known.products + residual * known.last,
-        residual,
+def _with_rows(known: FeatureState, slot: int, rows: float, mean: float) -> FeatureState:
+    if slot < 0:
+        if known.rows >= known.room:
+            return known
+        return msgspec.structs.replace(known, rows=known.rows + rows, total=known.total + rows * mean)
+    before, total, room = known.slots.get(slot, (0.0, 0.0, MAX_JOINED * rows))
+    if before >= room:
+        return known
+    entry = (before + rows, total + rows * mean, room)
+    return msgspec.structs.replace(known, slots={**known.slots, slot: entry})
+
+
+def _with_residual(known: FeatureState, residual: float) -> FeatureState:
+    return msgspec.structs.replace(
+        known,
+        residuals=known.residuals + 1,
+        squares=known.squares + residual * residual,
+        products=known.products + residual * known.last,
+        last=residual,
     )
