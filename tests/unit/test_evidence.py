@@ -168,6 +168,17 @@ def test_a_state_outlives_its_checkpoint_to_the_last_bit() -> None:
     assert observe(kept, world.shifts(5), 100.0) == observe(state, world.shifts(5), 100.0)
 
 
+def test_a_state_of_before_spreads_and_seasons_is_still_read() -> None:
+    shift = msgspec.json.decode(b'["x","location",0.1,100,0.0,500,0.6,0.6,0]', type=Shift)
+    before = b"""{
+        "features": {"x|location": [5000.0, 100.0, 12.5, 1, 2.5, [-1.0, -1.0, -1.0, -1.0, -1.0, -1.0]]},
+        "waiting": [[[["x|location", 100.0, 0.1, 0.5]]], [[["x|location", 100.0, 0.1, 0.5]]]],
+        "quiet": 1, "windows": 3}"""
+    state, _ = observe(msgspec.json.decode(before, type=EvidenceState), [shift], 100.0)
+    known = state.features["x|location"]
+    assert (known.rows, known.total, known.residuals) == (200.0, 22.5, 2)
+
+
 def test_correlated_rows_count_for_less() -> None:
     independent, correlated = autoregressive(0.0, 5_000, 1), autoregressive(0.9, 5_000, 1)
     assert 0.9 < long_run_deviation(independent) / independent.std() < 1.4
