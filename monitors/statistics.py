@@ -338,7 +338,7 @@ def seasonal_deviation(series: Floats, slots: npt.NDArray[np.int64]) -> float:
 
     >>> day = np.tile(np.repeat([0.0, 10.0], 50), 50) + np.tile([0.0, 1.0], 2_500)
     >>> round(seasonal_deviation(day, np.tile(np.repeat([0, 1], 50), 50)), 2)
-    0.51
+    0.5
     """
     present = np.unique(slots).size
     centred = beside_season(series, slots)
