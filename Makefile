@@ -3,7 +3,7 @@
 RUN := .venv/bin
 export DO_NOT_TRACK := true
 
-.PHONY: demo test test-slow chaos check bench backtest-cases bench-decisions format clean
+.PHONY: demo test test-slow chaos check bench backtest-cases bench-decisions bench-seasons format clean
 
 .venv/complete: pyproject.toml constraints.txt .ci/make-venv
 	@.ci/make-venv
@@ -40,6 +40,10 @@ backtest-cases: .venv/complete
 # Windows until a needless alarm, and until a needed one, on autocorrelated streams.
 bench-decisions: .venv/complete
 	@$(RUN)/python tests/bench/decisions.py $(ARGS)
+
+# Inputs that follow the day or the week: needless alarms and detection delays, without slots and with them.
+bench-seasons: .venv/complete
+	@$(RUN)/python tests/bench/seasons.py $(ARGS)
 
 format: .venv/complete
 	$(RUN)/ruff check --fix .

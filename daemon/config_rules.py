@@ -41,6 +41,8 @@ PART = Range(lambda number: 0 < number < 1, "more than 0 and less than 1")
 PORT = Range(lambda number: 0 <= number <= 65_535, "0 to 65535")
 ENOUGH_RESAMPLES = Range(lambda number: number >= 100, "100 or more")
 
+SLOTS = Range(lambda number: 1 <= number <= 10_000, "1 to 10000")
+
 RANGES = {
     "kafka.connect_timeout_seconds": ABOVE_0,
     "kafka.session_timeout_seconds": ABOVE_0,
@@ -64,6 +66,8 @@ RANGES = {
     "models.*.window.min_rows": FROM_1,
     "models.*.window.max_rows": FROM_1,
     "models.*.drift.thresholds.*": ABOVE_0,
+    "models.*.drift.season_seconds": FROM_0,
+    "models.*.drift.season_slots": SLOTS,
     "models.*.quality.missing_share": SHARE,
     "models.*.quality.null_share_rise": SHARE,
     "models.*.quality.wrong_type_share": SHARE,
@@ -128,6 +132,7 @@ def shared_problems(config: "Config", rules: Rules) -> None:
     _models(config, rules)
     for name, model in config.models.items():
         _window(f"models.{dotted((name,))}.window", model, rules)
+        _season(f"models.{dotted((name,))}.drift", model, rules)
         _pending(f"models.{dotted((name,))}", model, rules)
         _policy(f"models.{dotted((name,))}", model, rules)
         _training(f"models.{dotted((name,))}", model, config, rules)
@@ -294,6 +299,24 @@ def _window(key: str, model: ModelSettings, rules: Rules) -> None:
         window.min_rows <= window.max_rows,
         f"{key}.max_rows",
         f"is {window.max_rows}, less than min_rows ({window.min_rows}); raise it",
+    )
+
+
+def _season(key: str, model: ModelSettings, rules: Rules) -> None:
+    seconds, slots, window = model.drift.season_seconds, model.drift.season_slots, model.window.seconds
+    rules.require(
+        (seconds > 0) == (slots > 1),
+        f"{key}.season_slots",
+        f"is {slots} with season_seconds {seconds:g}; state both (604800 in 168 slots, say), or neither",
+    )
+    if seconds <= 0 or slots <= 1 or window is None:
+        return
+    each = seconds / slots / window
+    rules.require(
+        each >= 1.0 and math.isclose(each, round(each)),
+        f"{key}.season_slots",
+        f"is {slots}, so a slot has {seconds / slots:g} seconds, and windows of {window:g} do not divide it; "
+        "choose slots of one or more whole windows",
     )
 
 

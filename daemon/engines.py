@@ -86,6 +86,7 @@ class StoredEngines:
             [row.features for row in rows],
             [row.prediction for row in rows],
             settings.drift,
+            [row.event_time for row in rows],
         )
         digest = self._store.write(model, version, reference.to_bytes())
         log.info("reference_learned", model=model, version=version, rows=len(rows), digest=digest[:12])

@@ -108,12 +108,17 @@ def promote(
 
 
 def write_reference(
-    settings: FlowSettings, registry: Registry, made: ModelVersion, rows: LabelledRows
+    settings: FlowSettings, registry: Registry, made: ModelVersion, rows: LabelledRows, timed: bool = True
 ) -> str:
-    """Keep the newest training rows, and what the version itself says of them, for the monitors."""
+    """
+    Keep the newest training rows, and what the version itself says of them, for the monitors.
+
+    Not `timed`: the rows' event times only say in which order they came.
+    """
     newest = reference_rows(settings.settings, made, rows)
     predictions = registry.load(made.version).predict(newest.features)
-    reference = make_reference(settings, made.model_version, newest, predictions, baseline_in(made.tags))
+    baseline = baseline_in(made.tags)
+    reference = make_reference(settings, made.model_version, newest, predictions, baseline, timed)
     store = ReferenceStore(settings.registry.references_url)
     digest = store.write(settings.model, made.model_version, reference.to_bytes())
     registry.describe(made.version, {"reference_digest": digest, "reference_rows": str(len(newest))})
@@ -148,6 +153,7 @@ def make_reference(
     rows: LabelledRows,
     predictions: Iterable[Any],
     baseline: Baseline | None = None,
+    timed: bool = True,
 ) -> Reference:
     """A version's reference: these rows, what the version itself says of them, and how well it does."""
     reference = Reference.from_rows(
@@ -156,6 +162,7 @@ def make_reference(
         _records(rows.features),
         [plain_scalar(prediction) for prediction in predictions],
         settings.settings.drift,
+        [datetime.fromtimestamp(at, UTC) for at in rows.event_times.tolist()] if timed else None,
     )
     return msgspec.structs.replace(reference, baseline=baseline)
 
@@ -183,7 +190,7 @@ def bootstrap(
         baseline=own_baseline(settings.settings, rows),
         model_version=model_version,
     )
-    write_reference(settings, registry, made, rows)
+    write_reference(settings, registry, made, rows, timed=False)
     move = Move(
         action="promoted",
         version=made.version,

@@ -28,9 +28,10 @@ from monitors.columns import (
 )
 from monitors.drift import DriftReport, DriftScore, Finding
 from monitors.records import PredictionRecord
-from monitors.reference import PREDICTION, Reference, ReferenceColumn, finite_floats, unscored
+from monitors.reference import PREDICTION, Reference, ReferenceColumn, Rows, finite_floats, unscored
+from monitors.seasons import Season
 from monitors.settings import DriftSettings, QualitySettings
-from monitors.shifts import CategoricalYardstick, NumericYardstick, Shift
+from monitors.shifts import Calendar, CategoricalYardstick, NumericYardstick, Shift
 from monitors.statistics import (
     FEW_VALUES,
     ON_COUNTS,
@@ -172,13 +173,13 @@ class CompiledColumn:
             raise TypeError(f"column {self.name} has nothing to score, or was read as another type")
         return self.verdict(method, score, usable.tally.usable)
 
-    def measure(self, examined: Examined) -> tuple[Shift, ...]:
+    def measure(self, examined: Examined, slot: int) -> tuple[Shift, ...]:
         """How far the column's features lie from the reference; nothing of a column that is not scored."""
         yardstick, usable = self.yardstick, examined.usable
         if isinstance(yardstick, NumericYardstick) and isinstance(usable, Numbers):
-            return yardstick.measure(self.name, usable.values)
+            return yardstick.measure(self.name, usable.values, slot)
         if isinstance(yardstick, CategoricalYardstick) and isinstance(usable, Counts):
-            return yardstick.measure(self.name, usable.counts)
+            return yardstick.measure(self.name, usable.counts, slot)
         return ()
 
     def verdict(self, method: Method, score: float, rows: int) -> DriftScore | Finding:
@@ -223,8 +224,10 @@ class CompiledReference:
         ignored: Sequence[str],
         limits: QualitySettings,
         baseline: Baseline | None = None,
+        season: Season | None = None,
     ) -> None:
         self.baseline = baseline
+        self._season = season
         self.columns = tuple(columns)
         self.prediction = prediction
         self.unscored = tuple(unscored)
@@ -258,16 +261,28 @@ class CompiledReference:
             output = None
             if prediction.usable is not None and isinstance(self.prediction, CompiledColumn):
                 output = self.prediction.judge(prediction)
-        return self.with_shifts(assemble(features, prediction, judged, output), features, prediction)
+        return self.with_shifts(assemble(features, prediction, judged, output), features, prediction, records)
 
     def with_shifts(
-        self, report: DriftReport, features: Sequence[Examined], prediction: Examined
+        self,
+        report: DriftReport,
+        features: Sequence[Examined],
+        prediction: Examined,
+        records: Sequence[PredictionRecord],
     ) -> DriftReport:
         """The report with the shifts of what could be scored; they are ours whoever gave the scores."""
         by_name = {column.name: column for column in self.columns}
-        output = self.prediction.measure(prediction) if isinstance(self.prediction, CompiledColumn) else ()
+        slot = -1
+        if self._season is not None and records:
+            slot = self._season.slot_of_window(record.event_time for record in records)
+        output: tuple[Shift, ...] = ()
+        if isinstance(self.prediction, CompiledColumn):
+            output = self.prediction.measure(prediction, slot)
         shifts = [
-            shift for one in features if one.usable is not None for shift in by_name[one.column].measure(one)
+            shift
+            for one in features
+            if one.usable is not None
+            for shift in by_name[one.column].measure(one, slot)
         ]
         return msgspec.structs.replace(report, shifts=tuple(shifts), prediction_shifts=output)
 
@@ -307,21 +322,23 @@ def compile_reference(
     ('age',)
     """
     check_methods(drift)
+    season = Season.of(drift)
+    calendar = None if season is None else Calendar(season, reference.slots(season))
     columns: list[CompiledColumn] = []
     findings: list[Finding] = []
     for column in reference.columns:
         if column.name in drift.ignore:
             continue
-        compiled = _compile(column.retyped(drift.types.get(column.name)), drift)
+        compiled = _compile(column.retyped(drift.types.get(column.name)), drift, calendar)
         (columns if isinstance(compiled, CompiledColumn) else findings).append(compiled)  # type: ignore[arg-type]
     findings += [
         unscored(name, "ignored when the reference was made")
         for name in reference.ignored
         if name not in drift.ignore
     ]
-    prediction = _compile(_typed_by(kind, reference.predictions), drift)
+    prediction = _compile(_typed_by(kind, reference.predictions), drift, calendar)
     ignored = [*reference.ignored, *drift.ignore]
-    return CompiledReference(columns, prediction, findings, ignored, limits, reference.baseline)
+    return CompiledReference(columns, prediction, findings, ignored, limits, reference.baseline, season)
 
 
 def check_methods(drift: DriftSettings) -> None:
@@ -348,7 +365,9 @@ def _without_type(column: ReferenceColumn, detail: str) -> ReferenceColumn:
     )
 
 
-def _compile(column: ReferenceColumn, drift: DriftSettings) -> CompiledColumn | Finding:
+def _compile(
+    column: ReferenceColumn, drift: DriftSettings, calendar: Calendar | None
+) -> CompiledColumn | Finding:
     if column.type is None:
         return unscored(column.name, column.detail)
     stated = drift.methods.get(column.name)
@@ -362,15 +381,17 @@ def _compile(column: ReferenceColumn, drift: DriftSettings) -> CompiledColumn | 
     compiled: NumericReference | CategoricalReference
     yardstick: NumericYardstick | CategoricalYardstick
     if column.type == "numeric":
-        values = finite_floats(column)
+        values, rows = finite_floats(column)
         if values.size == 0:
             return unscored(column.name, "the reference holds no finite number")
-        compiled, yardstick = NumericReference.of(values), NumericYardstick.of(values)
+        compiled = NumericReference.of(values)
+        yardstick = NumericYardstick.of(values, calendar and calendar.of_rows(rows))
     else:
         kinds = column.kinds()
         counts = read_counts(column.values(), kinds).counts
         compiled = CategoricalReference.of(counts, kinds)
-        yardstick = CategoricalYardstick.of(_keys(column, kinds), counts)
+        keys, rows = _keys(column, kinds)
+        yardstick = CategoricalYardstick.of(keys, counts, calendar and calendar.of_rows(rows))
     if quality.too_few(compiled.rows, column.rows):
         return unscored(
             column.name, f"only {compiled.rows} of {column.rows} rows of the reference have a usable value"
@@ -380,7 +401,8 @@ def _compile(column: ReferenceColumn, drift: DriftSettings) -> CompiledColumn | 
     return CompiledColumn(column.name, compiled, yardstick, null_before, method, threshold)
 
 
-def _keys(column: ReferenceColumn, kinds: frozenset[Kind]) -> list[Key]:
-    """The categories row by row, without the rows that hold none."""
+def _keys(column: ReferenceColumn, kinds: frozenset[Kind]) -> tuple[list[Key], Rows]:
+    """The categories and their rows, without the rows that hold none."""
     key = keyer(kinds)
-    return [key(value) for value in column.values() if kind_of(value) in kinds]
+    held = [(row, key(value)) for row, value in enumerate(column.values()) if kind_of(value) in kinds]
+    return [value for _, value in held], np.array([row for row, _ in held], dtype=np.int64)

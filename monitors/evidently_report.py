@@ -72,7 +72,7 @@ class EvidentlyReference:
         judged = self._judged(scorable, records)
         output = judged.pop(self._output, None)
         report = assemble(features, prediction, list(judged.values()), output)
-        return self.compiled.with_shifts(report, features, prediction)
+        return self.compiled.with_shifts(report, features, prediction, records)
 
     def draw(self, records: Sequence[PredictionRecord]) -> tuple[str, str]:
         """Evidently's drift report of the window, as one self-contained HTML page and as JSON."""

@@ -54,7 +54,7 @@ class Decision(msgspec.Struct, frozen=True):
     What the policy made of one window; `clause` is the rule that decided, in words and numbers.
 
     `moved` are the features that speak for drift, the most telling first; `evidence` is in windows of
-    budget, and `certified` once enough quiet windows have shown how much they vary.
+    budget, and `certified` once quiet windows have shown how much each feature and the prediction vary.
     """
 
     verdict: Verdict
@@ -139,7 +139,9 @@ def _by_budget(
     since = None if phase is Phase.INACTIVE else state.since or start
     after = PolicyState(phase, 0, since, data, prediction)
     verdict = Verdict.DRIFTED if phase is Phase.FIRING else Verdict.CALM
-    certified = of_data.certified
+    certified = (of_data.certified or not report.shifts) and (
+        of_prediction.certified or not report.prediction_shifts
+    )
     clause = _clause(signal, telling, evidence, budget, certified)
     return after, Decision(
         verdict, phase, clause, since, signal, evidence, telling.moved[:MOST_MOVED], certified

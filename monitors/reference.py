@@ -2,19 +2,24 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from types import NoneType
 from typing import Final, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from monitors.baseline import Baseline
 from monitors.columns import Kind, as_floats, kind_of
 from monitors.drift import Finding
 from monitors.records import Scalar
+from monitors.seasons import Season, Slots, microseconds_of
 from monitors.settings import DriftSettings
 from monitors.statistics import ColumnType, Floats
+
+Rows = npt.NDArray[np.int64]
 
 SCHEMA: Final = 1
 MAX_ROWS = 200_000
@@ -79,7 +84,9 @@ class Reference(msgspec.Struct, frozen=True):
     """
     Immutable, self-describing, and the same bytes for the same rows in every process.
 
-    `baseline` is how well the version did on rows that it was not trained on.
+    `baseline` is how well the version did on rows that it was not trained on. `times` are the rows' event
+    times, little-endian int64 microseconds since the epoch; references of before they were kept, and of rows
+    without a time, have none.
     """
 
     model: str
@@ -90,6 +97,7 @@ class Reference(msgspec.Struct, frozen=True):
     baseline: Baseline | None = None
     format: Literal["retrain-daemon.reference"] = "retrain-daemon.reference"
     schema: int = SCHEMA
+    times: bytes | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def from_rows(
@@ -99,9 +107,10 @@ class Reference(msgspec.Struct, frozen=True):
         rows: Sequence[Mapping[str, Scalar]],
         predictions: Sequence[Scalar],
         settings: DriftSettings,
+        times: Sequence[datetime] | None = None,
     ) -> "Reference":
         """
-        Fixes the columns, in order of first appearance, and their types.
+        Fixes the columns, in order of first appearance, and their types. `times` are the rows' event times.
 
         >>> rows = [{"age": 31.5, "plan": "free"}, {"age": 44.0, "plan": "free"}]
         >>> reference = Reference.from_rows("churn", "7", rows, [0, 1], DriftSettings())
@@ -116,6 +125,8 @@ class Reference(msgspec.Struct, frozen=True):
             )
         if len(rows) != len(predictions):
             raise InvalidReference(f"{len(rows)} rows came with {len(predictions)} predictions")
+        if times is not None and len(times) != len(rows):
+            raise InvalidReference(f"{len(rows)} rows came with {len(times)} event times")
         names = [name for name in dict.fromkeys(chain(*rows)) if name not in settings.ignore]
         return cls(
             model,
@@ -123,6 +134,7 @@ class Reference(msgspec.Struct, frozen=True):
             tuple(_column(name, [row.get(name) for row in rows], settings.types.get(name)) for name in names),
             _column(PREDICTION, predictions, None),
             tuple(settings.ignore),
+            times=msgspec.UNSET if times is None else microseconds_of(times).astype("<i8").tobytes(),
         )
 
     @classmethod
@@ -138,7 +150,10 @@ class Reference(msgspec.Struct, frozen=True):
             raise InvalidReference(
                 f"the reference has schema {reference.schema}, this retrain-daemon reads {SCHEMA}"
             )
-        if {column.rows for column in reference.columns} - {reference.rows}:
+        lengths = {column.rows for column in reference.columns}
+        if reference.times is not msgspec.UNSET:
+            lengths.add(len(reference.times) // 8)
+        if lengths - {reference.rows}:
             raise InvalidReference(
                 "the reference's columns differ in length: it was cut or put together by hand"
             )
@@ -157,6 +172,12 @@ class Reference(msgspec.Struct, frozen=True):
     def rows(self) -> int:
         """How many rows it was made from."""
         return self.predictions.rows
+
+    def slots(self, season: Season | None) -> Slots | None:
+        """Each row's slot of the season; None without a season, or where the times are not known."""
+        if season is None or self.times is msgspec.UNSET:
+            return None
+        return season.slots_of(np.frombuffer(self.times, dtype="<i8"))
 
     @property
     def unscored(self) -> tuple[Finding, ...]:
@@ -252,11 +273,14 @@ def _inferred(usable: Sequence[Scalar], types: set[type]) -> tuple[ColumnType | 
     return None, f"mixes {names} in the reference: state its type in drift.types"
 
 
-def finite_floats(column: ReferenceColumn) -> Floats:
-    """The numbers of a numeric column that a score is computed from, in row order."""
+def finite_floats(column: ReferenceColumn) -> tuple[Floats, Rows]:
+    """The numbers of a numeric column that a score is computed from, and their rows, in row order."""
     if column.numbers is not None:
         floats = np.frombuffer(column.numbers, dtype="<f8")
+        rows = np.arange(floats.size)
     else:
-        floats = as_floats([value for value in column.texts if type(value) in (int, float)])  # type: ignore[misc]
-    finite: Floats = floats[np.isfinite(floats)].astype(np.float64)
-    return finite
+        numbers = [(row, value) for row, value in enumerate(column.texts) if type(value) in (int, float)]
+        floats = as_floats([value for _, value in numbers])  # type: ignore[misc]
+        rows = np.array([row for row, _ in numbers], dtype=np.int64)
+    finite = np.isfinite(floats)
+    return floats[finite].astype(np.float64), rows[finite]

@@ -93,12 +93,20 @@ class WindowSettings(Settings, frozen=True):
 
 
 class DriftSettings(Settings, frozen=True):
-    """How a column is scored. `types` and `methods` overrule what the reference suggests."""
+    """
+    How a column is scored, and what a window of it is held against.
+
+    `types` and `methods` overrule what the reference suggests. With a season (say 604,800 seconds in 168
+    slots) the budget's policy holds a window against the reference's rows, and the quiet windows since, of
+    its own slot; a slot that nobody has seen is learned. Zero seconds, or one slot: no season.
+    """
 
     types: dict[str, Literal["numeric", "categorical"]] = {}
     methods: dict[str, str] = {}
     thresholds: dict[str, float] = {}
     ignore: tuple[str, ...] = ()
+    season_seconds: float = 0.0
+    season_slots: int = 1
 
 
 class QualitySettings(Settings, frozen=True):

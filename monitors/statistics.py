@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 from scipy.special import chdtrc, ndtr, rel_entr
 
@@ -296,6 +297,7 @@ ON_SORTED: dict[str, Callable[[Floats, Floats], float]] = {"ks": ks_p_value, "wa
 
 _FEWEST_BATCHES = 5
 _LARGEST_CORRELATION = 0.995
+_SMALLEST_SHARE_KEPT = 0.25
 
 
 def long_run_deviation(series: Floats) -> float:
@@ -318,6 +320,40 @@ def long_run_deviation(series: Floats) -> float:
     correlation = min(max(correlation, 0.0), _LARGEST_CORRELATION)
     found = [deviation * math.sqrt((1.0 + correlation) / (1.0 - correlation))]
     found += [_by_batches(series, size) for size in (int(math.sqrt(rows)), rows // 8) if size > 1]
+    return max(found)
+
+
+def beside_season(series: Floats, slots: npt.NDArray[np.int64]) -> Floats:
+    """What is left of each row when the mean of its slot's rows is taken away."""
+    means = np.bincount(slots, series) / np.maximum(np.bincount(slots), 1)
+    return np.asarray(series - means[slots], dtype=np.float64)
+
+
+def seasonal_deviation(series: Floats, slots: npt.NDArray[np.int64]) -> float:
+    """
+    The same beside the season.
+
+    Means of few rows take more than the season with them. What they take of a variance and of a correlation
+    is given back as for an autoregression of order one (Marriott and Pope, Biometrika 41, 1954).
+
+    >>> day = np.tile(np.repeat([0.0, 10.0], 50), 50) + np.tile([0.0, 1.0], 2_500)
+    >>> round(seasonal_deviation(day, np.tile(np.repeat([0, 1], 50), 50)), 2)
+    0.5
+    """
+    present = np.unique(slots).size
+    centred = beside_season(series, slots)
+    squares = float((centred * centred).sum())
+    if series.size <= present or squares == 0.0:
+        return 0.0
+    each = series.size / present
+    correlation = float((centred[1:] * centred[:-1]).sum()) / squares
+    correlation = min(max(correlation + (1.0 + 3.0 * correlation) / each, 0.0), _LARGEST_CORRELATION)
+    along = (1.0 + correlation) / (1.0 - correlation)
+    variance = squares / series.size / max(_SMALLEST_SHARE_KEPT, 1.0 - along / each)
+    found = [math.sqrt(variance * along)]
+    found += [
+        _by_batches(centred, size) for size in (int(math.sqrt(series.size)), series.size // 8) if size > 1
+    ]
     return max(found)
 
 

@@ -32,6 +32,7 @@ from flows.retrain import Job, act, run_now
 from flows.training import refit
 from monitors.events import Kind, OffsetRange, Outcome, RetrainRequest
 from monitors.reference import Reference
+from monitors.seasons import Season
 from monitors.settings import (
     DataSettings,
     FlowSettings,
@@ -162,6 +163,8 @@ def test_after_a_drift_the_challenger_is_promoted_with_its_reference(
     assert (digest, reference.rows) == (made.tags["reference_digest"], 300)
     assert [column.name for column in reference.columns] == ["amount", "country"]
     assert set(reference.predictions.values()) == {0, 1}
+    slots = reference.slots(Season(604_800.0, 168))
+    assert slots is not None and slots.size == 300
     assert made.tags["span"] in ("rows since the change", "recent rows")
     recorded = {
         "git_commit",
@@ -391,7 +394,10 @@ def test_bootstrapping_twice_with_the_same_rows_changes_nothing(settings: FlowSe
     old = world(400, False, seed=1)
     first = bootstrap_champion(settings, features(old), old["label"], "2026-01")
     assert bootstrap_champion(settings, features(old), old["label"], "2026-01") == first
-    assert ReferenceStore(settings.registry.references_url).read(settings.model, "2026-01") is not None
+    stored = ReferenceStore(settings.registry.references_url).read(settings.model, "2026-01")
+    assert stored is not None
+    # Rows of a frame have no event times, only an order.
+    assert Reference.from_bytes(stored[0]).slots(Season(604_800.0, 168)) is None
     other = world(400, False, seed=2)
     with pytest.raises(ChampionMoved):
         bootstrap_champion(settings, features(other), other["label"])

@@ -93,6 +93,16 @@ def test_all_problems_come_at_once(write: Any) -> None:
             "models.fraud.policy.columns",
         ),
         ("[models.fraud.drift.thresholds]\nage = 0\n", "models.fraud.drift.thresholds.age"),
+        ("[models.fraud.drift]\nseason_slots = 24\n", "models.fraud.drift.season_slots"),
+        ("[models.fraud.drift]\nseason_seconds = 86400\n", "models.fraud.drift.season_slots"),
+        (
+            "[models.fraud.drift]\nseason_seconds = 86400\nseason_slots = 48\n",
+            "models.fraud.drift.season_slots",
+        ),
+        (
+            "[models.fraud.drift]\nseason_seconds = 86400\nseason_slots = 5\n",
+            "models.fraud.drift.season_slots",
+        ),
         ('[models.fraud.gate]\nmetric = "mae"\n', "models.fraud.gate.metric"),
         ('[models.fraud.gate]\nmode = "non_inferiority"\n', "models.fraud.gate.margin"),
         ("[models.fraud.gate]\nsegment_margin = -0.1\n", "models.fraud.gate.segment_margin"),

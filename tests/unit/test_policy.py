@@ -3,8 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 from monitors.drift import DriftReport, DriftScore, Finding
+from monitors.evidence import CERTIFYING_WINDOWS
 from monitors.policy import Decision, Phase, PolicyState, Verdict, step
 from monitors.settings import PolicySettings
+from monitors.shifts import Shift
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = PolicySettings(method="thresholds", drift_share=0.5, for_windows=2, keep_firing_windows=2)
@@ -73,3 +75,16 @@ def test_nothing_scored_is_no_drift() -> None:
 
 def test_the_clause_says_the_rule_and_the_numbers() -> None:
     assert play("d")[0].clause == "drift share 0.667 >= policy.drift_share 0.5"
+
+
+def test_a_budget_is_certified_of_features_and_predictions_alike() -> None:
+    calm, state = Shift("x", "location", 0.0, 100, 0.0, 500, 0.6, 0.6), PolicyState()
+    features = DriftReport((), shifts=(calm,))
+    both = DriftReport((), shifts=(calm,), prediction_shifts=(calm,))
+    told: list[bool] = []
+    for report in [features] * (CERTIFYING_WINDOWS + 3) + [both] * (CERTIFYING_WINDOWS + 3):
+        state, decision = step(PolicySettings(), state, START, True, report)
+        told.append(decision.certified)
+        assert ("(certified)" if decision.certified else "(estimated)") in decision.clause
+    changes = [place for place in range(1, len(told)) if told[place] != told[place - 1]]
+    assert changes == [CERTIFYING_WINDOWS + 2, CERTIFYING_WINDOWS + 3, 2 * CERTIFYING_WINDOWS + 5]
