@@ -58,11 +58,17 @@ class VersionChanges(msgspec.Struct, frozen=True):
 
 
 class ModelChanges(msgspec.Struct, frozen=True):
-    """Everything about one model that is not as the last checkpoint has it."""
+    """
+    Everything about one model that is not as the last checkpoint has it.
+
+    `counted` are the windows, by (version, key), that count for a budget: those of the version in service
+    that something was decided on.
+    """
 
     state: ModelState
     versions: dict[str, VersionChanges]
     labels: LabelChanges
+    counted: tuple[tuple[str, int], ...] = ()
 
 
 class VersionSaved(msgspec.Struct, frozen=True):
@@ -160,6 +166,7 @@ class ModelMonitor:
         self._max_versions = max_versions
         self._versions: dict[str, _Version] = {}
         self._touched: set[str] = set()
+        self._counted: list[tuple[str, int]] = []
         self._saved: set[str] = set()
         capacity = EARLY_WINDOWS * (settings.window.rows or settings.window.max_rows)
         self._labels = Labels(settings.kind, capacity, _patience(settings))
@@ -238,6 +245,8 @@ class ModelMonitor:
             report=report,
             decision=decision,
         )
+        if self._counts(judged):
+            self._counted.append((name, window.key))
         if self.by_budget:
             self._note_baseline(name)
             self.state, events = budget.on_window(around, self.settings, self.state, judged)
@@ -249,6 +258,10 @@ class ModelMonitor:
             observing = around.mode == "observe"
             self._try_out(None if observing else probation.on_window(self.state.probation, served))
         return judged, events
+
+    def _counts(self, judged: Judged) -> bool:
+        decided = judged.decision.verdict in (Verdict.CALM, Verdict.DRIFTED)
+        return decided and judged.version == (self.state.serving or judged.version)
 
     @property
     def by_budget(self) -> bool:
@@ -314,10 +327,12 @@ class ModelMonitor:
         """What a checkpoint must add to the one before."""
         touched, self._touched = sorted(self._touched), set()
         self._saved.update(touched)
+        counted, self._counted = tuple(self._counted), []
         return ModelChanges(
             state=self.state,
             versions={name: self._versions[name].take_changes() for name in touched},
             labels=self._labels.take_changes(),
+            counted=counted,
         )
 
     def _meet(self, name: str) -> _Version:
