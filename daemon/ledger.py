@@ -94,6 +94,7 @@ class StoredWindow(msgspec.Struct, frozen=True, kw_only=True):
     grounds: str
     report: str
     judged_at: str
+    performance: str | None = None
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -729,7 +730,12 @@ def _write_performance(tx: sa.Connection, model: str, performance: Performance) 
             tables.windows.c.version == performance.version,
             tables.windows.c.key == performance.key,
         )
-        .values(metric=performance.metric, score=performance.score, labelled=performance.labelled)
+        .values(
+            metric=performance.metric,
+            score=performance.score,
+            labelled=performance.labelled,
+            performance=msgspec.json.encode(performance).decode(),
+        )
     )
 
 

@@ -78,6 +78,8 @@ windows = sa.Table(
     sa.Column("labelled", sa.Integer),
     # 1 where the window counts for the budget; of windows written before this was kept nobody knows.
     sa.Column("counted", sa.Integer),
+    # What the labels said, in full: the loss, and that of each segment.
+    sa.Column("performance", sa.Text),
     sa.Column("judged_at", sa.String(40), nullable=False),
     sa.UniqueConstraint("model", "version", "key"),
 )

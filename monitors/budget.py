@@ -7,11 +7,12 @@ soon as labels since the change suffice, and again as more of them arrive.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from monitors import losses
+from monitors import losses, segment_losses
 from monitors.drift import DriftReport
 from monitors.episodes import (
     Circumstances,
@@ -34,6 +35,7 @@ from monitors.events import Outcome
 from monitors.losses import Fall, LossWindow
 from monitors.performance import Performance
 from monitors.policy import Phase, Verdict
+from monitors.segment_losses import SegmentFall
 from monitors.settings import ModelSettings
 
 # After so many windows whose labels never came, drift has to decide without them.
@@ -116,8 +118,10 @@ def on_performance(
         performance.version, performance.start, performance.end, performance.loss, performance.labelled
     )
     serving = state.serving or performance.version
-    after, fall = losses.observe(settings.policy, state.losses, window, performance.deviation, serving)
-    state = msgspec.structs.replace(state, losses=after, unlabelled=0)
+    before = state.losses
+    after, fall = losses.observe(settings.policy, before, window, performance.deviation, serving)
+    parts = segment_losses.observe(state.segment_losses, performance, before, after, serving)
+    state = msgspec.structs.replace(state, losses=after, segment_losses=parts, unlabelled=0)
     if state.episode is not None and performance.version == serving:
         state = msgspec.structs.replace(state, fresh_rows=state.fresh_rows + performance.labelled)
     occasion = _occasion(model, serving, performance)
@@ -173,10 +177,11 @@ def _fallen(around: Circumstances, state: ModelState, fall: Fall, occasion: Occa
         signal="performance",
         opened_by="performance",
     )
-    return _opened(state, episode), (detected(around, episode, _fall_facts(fall, occasion)),)
+    fallen = segment_losses.falls(state.segment_losses, state.losses, occasion.version)
+    return _opened(state, episode), (detected(around, episode, _fall_facts(fall, occasion, fallen)),)
 
 
-def _fall_facts(fall: Fall, occasion: Occasion) -> dict[str, Any]:
+def _fall_facts(fall: Fall, occasion: Occasion, segments: Sequence[SegmentFall]) -> dict[str, Any]:
     return {
         "signal": "performance",
         "change_point": fall.since.isoformat(),
@@ -186,6 +191,7 @@ def _fall_facts(fall: Fall, occasion: Occasion) -> dict[str, Any]:
         "offsets": msgspec.to_builtins(occasion.spans),
         "loss": None if math.isnan(fall.loss) else fall.loss,
         "baseline": fall.baseline,
+        "segments": msgspec.to_builtins(segments),
         "clause": _sentence(fall),
         "action": "retrain" if fall.due else f"wait: {fall.reason}",
     }

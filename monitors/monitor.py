@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from monitors import budget, episodes, losses, probation
-from monitors.drift import DriftEngine, DriftReport, WindowRows
+from monitors.concentration import suspects
+from monitors.drift import DriftEngine, DriftReport, SegmentShift, WindowRows
 from monitors.episodes import Circumstances, Judged, ModelState, on_champion
 from monitors.events import Event, Outcome
 from monitors.performance import EarlyLabel, LabelChanges, Labels, Patience, PendingWindow, Performance
@@ -123,14 +124,18 @@ class _Version:
         self._gone += [window.key for window in closed]
         return closed
 
-    def judge(self, window: ClosedWindow, learn: Learn) -> tuple[DriftReport, Decision]:
+    def judge(
+        self, window: ClosedWindow, learn: Learn
+    ) -> tuple[DriftReport, Decision, tuple[SegmentShift, ...]]:
         self.judged += 1
         if self.engine is None:
-            return DriftReport(()), self._learn(window, learn)
+            return DriftReport(()), self._learn(window, learn), ()
         suffice = window.seen >= self.settings.window.min_rows
         report = self.engine.judge(window.rows.records) if suffice else DriftReport(())
         self.policy, decision = step(self.settings.policy, self.policy, window.rows.start, suffice, report)
-        return report, decision
+        columns = suspects(report, decision)
+        located = self.engine.locate(window.rows.records, columns) if columns else ()
+        return report, decision, located
 
     def _learn(self, window: ClosedWindow, learn: Learn) -> Decision:
         self.learned += window.rows.records
@@ -229,7 +234,9 @@ class ModelMonitor:
         """Decide on one closed window."""
         version = self._versions[name]
         self._touched.add(name)
-        report, decision = version.judge(window, lambda rows: self._references.learn(self.name, name, rows))
+        report, decision, segments = version.judge(
+            window, lambda rows: self._references.learn(self.name, name, rows)
+        )
         rows = window.rows
         sound = not report.damaged
         self._labels.expect(name, window.key, rows.start, rows.end, rows.records, window.spans, sound)
@@ -244,6 +251,7 @@ class ModelMonitor:
             spans=window.spans,
             report=report,
             decision=decision,
+            segments=segments,
         )
         if self._counts(judged):
             self._counted.append((name, window.key))

@@ -13,6 +13,7 @@ from monitors.baseline import Baseline
 from monitors.columns import Kind, as_floats, kind_of
 from monitors.drift import Finding
 from monitors.records import Scalar
+from monitors.segments import Segments
 from monitors.settings import DriftSettings
 from monitors.statistics import ColumnType, Floats
 
@@ -79,7 +80,7 @@ class Reference(msgspec.Struct, frozen=True):
     """
     Immutable, self-describing, and the same bytes for the same rows in every process.
 
-    `baseline` is how well the version did on rows that it was not trained on.
+    `baseline` is how well the version did on rows that it was not trained on, `segments` are of its rows.
     """
 
     model: str
@@ -90,6 +91,7 @@ class Reference(msgspec.Struct, frozen=True):
     baseline: Baseline | None = None
     format: Literal["retrain-daemon.reference"] = "retrain-daemon.reference"
     schema: int = SCHEMA
+    segments: Segments = Segments()
 
     @classmethod
     def from_rows(
@@ -99,6 +101,7 @@ class Reference(msgspec.Struct, frozen=True):
         rows: Sequence[Mapping[str, Scalar]],
         predictions: Sequence[Scalar],
         settings: DriftSettings,
+        segments: Sequence[str | None] = (),
     ) -> "Reference":
         """
         Fixes the columns, in order of first appearance, and their types.
@@ -116,6 +119,8 @@ class Reference(msgspec.Struct, frozen=True):
             )
         if len(rows) != len(predictions):
             raise InvalidReference(f"{len(rows)} rows came with {len(predictions)} predictions")
+        if len(segments) not in (0, len(rows)):
+            raise InvalidReference(f"{len(rows)} rows came with {len(segments)} segments")
         names = [name for name in dict.fromkeys(chain(*rows)) if name not in settings.ignore]
         return cls(
             model,
@@ -123,6 +128,7 @@ class Reference(msgspec.Struct, frozen=True):
             tuple(_column(name, [row.get(name) for row in rows], settings.types.get(name)) for name in names),
             _column(PREDICTION, predictions, None),
             tuple(settings.ignore),
+            segments=Segments.of(segments),
         )
 
     @classmethod
@@ -142,6 +148,8 @@ class Reference(msgspec.Struct, frozen=True):
             raise InvalidReference(
                 "the reference's columns differ in length: it was cut or put together by hand"
             )
+        if len(reference.segments.places) not in (0, reference.rows):
+            raise InvalidReference("the reference's segments are not those of its rows")
         return reference
 
     def to_bytes(self) -> bytes:

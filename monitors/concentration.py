@@ -1,0 +1,74 @@
+"""Concentration: which segments a shift comes from, where it doesn't come from all of them alike."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from monitors.drift import DriftReport, SegmentShift
+from monitors.policy import Decision, Phase
+from monitors.segments import OTHERS, Segments
+from monitors.shifts import Shift
+
+MOST_COLUMNS = 3
+MOST_SEGMENTS = 3
+FEWEST_ROWS = 30
+SMALLEST_EFFECT = 0.1
+# A segment is named if its share of the shift is so many times its share of the rows.
+CONCENTRATED = 1.5
+
+Measure = Callable[[Sequence[int]], Sequence[Shift]]
+"""The shifts of the rows with these numbers."""
+
+
+def suspects(report: DriftReport, decision: Decision) -> tuple[str, ...]:
+    """The columns to look for in segments: those that speak for drift, once it has lasted long enough."""
+    if decision.phase is not Phase.FIRING:
+        return ()
+    moved = dict.fromkeys(one.column for one in decision.moved)
+    return tuple(moved or report.drifted_columns)[:MOST_COLUMNS]
+
+
+def concentration(
+    column: str, now: Measure, segments: Segments, before: Mapping[str, Mapping[str, Shift]], complete: bool
+) -> tuple[SegmentShift, ...]:
+    """
+    Where the shift of a column comes from, most of it first.
+
+    Each segment is held against itself in the reference, whose shifts are `before`; one that the
+    reference does not have, where it is `complete`, against all of the reference.
+    """
+    feature = max(now(range(len(segments.places))), key=lambda shift: abs(_effect(shift)), default=None)
+    if feature is None or not feature.deviation:
+        return ()
+    found = list(_parts(column, feature, now, segments, before, complete))
+    sign = 1.0 if _effect(feature) > 0.0 else -1.0
+    total = sum(max(0.0, sign * one.effect) * one.rows for one in found)
+    rows = sum(one.rows for one in found)
+    named = [
+        SegmentShift(one.column, one.segment, one.effect, one.rows, share)
+        for one in found
+        if sign * one.effect >= SMALLEST_EFFECT
+        and (share := sign * one.effect * one.rows / total) >= CONCENTRATED * one.rows / rows
+    ]
+    return tuple(sorted(named, key=lambda one: (-one.share, one.segment))[:MOST_SEGMENTS])
+
+
+def _parts(
+    column: str,
+    feature: Shift,
+    now: Measure,
+    segments: Segments,
+    before: Mapping[str, Mapping[str, Shift]],
+    complete: bool,
+) -> Iterator[SegmentShift]:
+    for segment, rows in segments.parts():
+        if segment == OTHERS or len(rows) < FEWEST_ROWS:
+            continue
+        current = next((shift for shift in now(rows) if shift.key == feature.key), None)
+        known = before.get(segment, {}).get(feature.key)
+        expected = known.value if known is not None else feature.expected
+        if current is not None and (known is not None or (segment not in before and complete)):
+            effect = (current.value - expected) / feature.deviation
+            yield SegmentShift(column, segment, effect, len(rows), 0.0)
+
+
+def _effect(shift: Shift) -> float:
+    return (shift.value - shift.expected) / shift.deviation if shift.deviation else 0.0
