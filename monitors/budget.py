@@ -178,7 +178,14 @@ def _fallen(around: Circumstances, state: ModelState, fall: Fall, occasion: Occa
         opened_by="performance",
     )
     fallen = segment_losses.falls(state.segment_losses, state.losses, occasion.version)
-    return _opened(state, episode), (detected(around, episode, _fall_facts(fall, occasion, fallen)),)
+    found = {**_fall_facts(fall, occasion, fallen), "action": _action(around, fall)}
+    return _opened(state, episode), (detected(around, episode, found),)
+
+
+def _action(around: Circumstances, fall: Fall) -> str:
+    if around.mode == "observe" or around.silenced:
+        return "none: nothing is asked for while silenced" if around.silenced else 'none: mode = "observe"'
+    return "retrain" if fall.due else f"wait: {fall.reason}"
 
 
 def _fall_facts(fall: Fall, occasion: Occasion, segments: Sequence[SegmentFall]) -> dict[str, Any]:
@@ -193,7 +200,6 @@ def _fall_facts(fall: Fall, occasion: Occasion, segments: Sequence[SegmentFall])
         "baseline": fall.baseline,
         "segments": msgspec.to_builtins(segments),
         "clause": _sentence(fall),
-        "action": "retrain" if fall.due else f"wait: {fall.reason}",
     }
 
 

@@ -379,6 +379,7 @@ def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
         version=judged.version,
         payload={
             **facts(around, judged),
+            "action": _health_action(kind, judged.report),
             "broken": [
                 {"column": found.column, "code": found.code, "share": found.share}
                 for found in judged.report.findings
@@ -387,6 +388,14 @@ def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
         },
         related=_report(around),
     )
+
+
+def _health_action(kind: Kind, report: DriftReport) -> str:
+    if kind is Kind.DATA_MENDED:
+        return "watch"
+    if report.damaged:
+        return "none: broken data is no reason to retrain"
+    return "none, unless labels tell of a loss: the categories may be new ones"
 
 
 def facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
