@@ -57,6 +57,8 @@ def headline(facts: Facts) -> str:
     promoted = facts.happened.count("promoted")
     retrainings = f"{facts.started} retraining{'' if facts.started == 1 else 's'}, {promoted} promoted"
     live, never = shown(facts.live, facts.metric), shown(facts.never, facts.metric)
+    if not facts.started:
+        return f"{facts.metric} {live}; no retraining was asked for"
     return f"{facts.metric} {live} with {retrainings}; {never} had nobody retrained"
 
 

@@ -244,10 +244,10 @@ class Labelled:
 def test_a_fall_names_the_segments_that_fell_and_by_how_much() -> None:
     life = Labelled()
     for _ in range(5):
-        life.window(d=0.05, e=0.1, f=0.15)
+        life.window(d=0.05, e=0.15, f=0.1)
     for _ in range(3):
-        life.window(d=0.05, e=0.5, f=0.25)
-    assert [one["segment"] for one in life.fall] == ["e", "f"], "what adds most to it comes first"
+        life.window(d=0.05, e=0.25, f=0.5)
+    assert [one["segment"] for one in life.fall] == ["f", "e"], "what adds most to it comes first"
     first = life.fall[0]
     assert first["loss"] == pytest.approx(0.5) and first["baseline"] == pytest.approx(0.1)
     assert first["rows"] in (200, 400)
