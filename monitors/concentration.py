@@ -11,8 +11,8 @@ MOST_COLUMNS = 3
 MOST_SEGMENTS = 3
 FEWEST_ROWS = 30
 SMALLEST_EFFECT = 0.1
-# A segment is named if its share of the shift is so many times its share of the rows.
-CONCENTRATED = 1.5
+# A segment is named if its rows have moved so many times as far as the others.
+FARTHER = 2.0
 
 Measure = Callable[[Sequence[int]], Sequence[Shift]]
 """The shifts of the rows with these numbers."""
@@ -40,13 +40,14 @@ def concentration(
         return ()
     found = list(_parts(column, feature, now, segments, before, complete))
     sign = 1.0 if _effect(feature) > 0.0 else -1.0
-    total = sum(max(0.0, sign * one.effect) * one.rows for one in found)
-    rows = sum(one.rows for one in found)
+    moved = [max(0.0, sign * one.effect) * one.rows for one in found]
+    total, rows = sum(moved), sum(one.rows for one in found)
     named = [
-        SegmentShift(one.column, one.segment, one.effect, one.rows, share)
-        for one in found
+        SegmentShift(one.column, one.segment, one.effect, one.rows, part / total)
+        for one, part in zip(found, moved, strict=True)
         if sign * one.effect >= SMALLEST_EFFECT
-        and (share := sign * one.effect * one.rows / total) >= CONCENTRATED * one.rows / rows
+        and rows > one.rows
+        and part / one.rows >= FARTHER * (total - part) / (rows - one.rows)
     ]
     return tuple(sorted(named, key=lambda one: (-one.share, one.segment))[:MOST_SEGMENTS])
 

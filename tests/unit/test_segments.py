@@ -98,6 +98,31 @@ def test_a_shift_of_one_segment_is_found_there_and_by_how_much() -> None:
     assert located(now, ("b", "gone")) == []
 
 
+@pytest.mark.parametrize(
+    ("large", "small", "named"),
+    [(40.0, 0.0, ["d"]), (0.0, 40.0, ["e"]), (40.0, 15.0, ["d"]), (40.0, 40.0, []), (40.0, 30.0, [])],
+)
+def test_a_segment_is_named_that_moved_twice_as_far_as_the_rest(
+    large: float, small: float, named: list[str]
+) -> None:
+    """Also one of seven rows in ten, whose share of the shift can't be much larger than that of the rows."""
+
+    def moved(count: int, by_large: float, by_small: float) -> list[PredictionRecord]:
+        return rows(
+            count,
+            lambda i: i * 13 % 101 + (by_large if i % 10 < 7 else by_small),
+            lambda i: "d" if i % 10 < 7 else "e",
+        )
+
+    found = compiled(moved(2_000, 0.0, 0.0)).locate(moved(1_000, large, small), ("a",))
+    assert [one.segment for one in found] == named
+
+
+def test_of_one_segment_alone_nothing_is_said() -> None:
+    alone = compiled(rows(2_000, price, lambda i: "d"))
+    assert alone.locate(rows(1_000, lambda i: price(i) + 60.0, lambda i: "d"), ("a",)) == ()
+
+
 def test_segments_that_are_unlike_each_other_are_not_taken_for_a_shift() -> None:
     assert located(rows(1_000, price, country)) == []
     everywhere = rows(1_000, lambda i: price(i) - 40.0, country)
