@@ -388,6 +388,8 @@ def test_a_drift_in_one_segment_is_in_the_event_the_ledger_and_the_explanation(s
     assert (found["column"], found["segment"]) == ("x", "e") and found["effect"] > 1.0
     stored = [judged.segments for judged in member.ledger.evidence("fraud") if judged.segments]
     assert [one.segment for one in stored[0]] == ["e"]
+    calm = member.ledger.windows("fraud")[3]["evidence"]
+    assert "segments" not in calm, "evidence is written as it was before, or verify would tell"
     told, text = explained(member)
     assert told["detected"]["segments"] == payload["segments"]
     assert "segment e: x moved +" in text
