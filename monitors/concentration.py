@@ -19,7 +19,13 @@ Measure = Callable[[Sequence[int]], Sequence[Shift]]
 
 
 def suspects(report: DriftReport, decision: Decision) -> tuple[str, ...]:
-    """The columns to look for in segments: those that speak for drift, once it has lasted long enough."""
+    """
+    The columns to look for in segments: those that speak for drift, once it has lasted long enough.
+
+    >>> from monitors.policy import Verdict
+    >>> suspects(DriftReport(()), Decision(Verdict.CALM, Phase.INACTIVE, "a clause"))
+    ()
+    """
     if decision.phase is not Phase.FIRING:
         return ()
     moved = dict.fromkeys(one.column for one in decision.moved)
@@ -34,6 +40,13 @@ def concentration(
 
     Each segment is held against itself in the reference, whose shifts are `before`; one that the
     reference does not have, where it is `complete`, against all of the reference.
+
+    >>> def now(rows):
+    ...     mean = sum(1.0 if row >= 60 else 0.0 for row in rows) / len(rows)
+    ...     return [Shift("age", "location", mean, len(rows), 0.0, 500, 1.0, 1.0)]
+    >>> segments = Segments.of(["eu"] * 60 + ["us"] * 40)
+    >>> [(found.segment, found.effect) for found in concentration("age", now, segments, {}, True)]
+    [('us', 1.0)]
     """
     feature = max(now(range(len(segments.places))), key=lambda shift: abs(_effect(shift)), default=None)
     if feature is None or not feature.deviation:

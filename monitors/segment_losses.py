@@ -73,6 +73,13 @@ def falls(state: SegmentLossState, losses: LossState, serving: str) -> tuple[Seg
     The segments whose loss has surely risen since the excursion began, by what they add to its rise.
 
     A segment that was not there before is held against the level of all rows.
+
+    >>> from monitors.baseline import Baseline
+    >>> now = SegmentLoss("eu", 100, 0.5), SegmentLoss("us", 90, 0.1)
+    >>> before = SegmentLoss("eu", 900, 0.1), SegmentLoss("us", 900, 0.1)
+    >>> state = SegmentLossState(before, (SegmentWindow(datetime(2026, 1, 1), "1", now),))
+    >>> falls(state, LossState(level=Baseline(0.1, 0.3, 5_000)), "1")
+    (SegmentFall(segment='eu', loss=0.5, baseline=0.1, rows=100),)
     """
     if losses.level is None:
         return ()
