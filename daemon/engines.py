@@ -89,7 +89,7 @@ class StoredEngines:
             [row.features for row in rows],
             [row.prediction for row in rows],
             settings.drift,
-            [row.segment for row in rows],
+            segments=[row.segment for row in rows],
         )
         digest = self._store.write(model, version, reference.to_bytes())
         log.info("reference_learned", model=model, version=version, rows=len(rows), digest=digest[:12])

@@ -149,7 +149,7 @@ def make_reference(
         _records(rows.features),
         [plain_scalar(prediction) for prediction in predictions],
         settings.settings.drift,
-        [None if segment is None else str(segment) for segment in rows.segments.tolist()],
+        segments=[None if segment is None else str(segment) for segment in rows.segments.tolist()],
     )
     return msgspec.structs.replace(reference, baseline=baseline)
 

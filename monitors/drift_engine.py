@@ -278,7 +278,7 @@ class CompiledReference:
     def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
         """Of which segments the columns' shifts are; nothing where either side names no segments."""
         segments = Segments.of([record.segment for record in records])
-        if self._rows is None or not self._rows.segments.names or not segments.names:
+        if not (self._rows and self._rows.segments and segments.names):
             return ()
         known = {column.name: column for column in self.columns}
         found: list[SegmentShift] = []
@@ -295,9 +295,10 @@ class CompiledReference:
         self, column: CompiledColumn, cells: Sequence[Cell], segments: Segments
     ) -> tuple[SegmentShift, ...]:
         assert self._rows is not None
+        assert self._rows.segments
         before = self._by_segment.get(column.name)
         if before is None:
-            before = self._by_segment[column.name] = _segments_of(column, self._rows)
+            before = self._by_segment[column.name] = _segments_of(column, self._rows, self._rows.segments)
 
         def measure(rows: Sequence[int]) -> tuple[Shift, ...]:
             return column.measure_cells([cells[row] for row in rows])
@@ -365,16 +366,20 @@ def compile_reference(
     ]
     prediction = _compile(_typed_by(kind, reference.predictions), drift)
     ignored = [*reference.ignored, *drift.ignore]
-    return CompiledReference(columns, prediction, findings, ignored, limits, reference.baseline, reference)
+    return CompiledReference(
+        columns, prediction, findings, ignored, limits, reference.baseline, rows=reference
+    )
 
 
-def _segments_of(column: CompiledColumn, reference: Reference) -> dict[str, dict[str, Shift]]:
+def _segments_of(
+    column: CompiledColumn, reference: Reference, segments: Segments
+) -> dict[str, dict[str, Shift]]:
     """What each feature of a column was in each segment of the reference."""
     named = [one for one in reference.columns if one.name == column.name]
     values = (named[0] if named else reference.predictions).values()
     return {
         segment: {shift.key: shift for shift in column.measure_cells([values[row] for row in rows])}
-        for segment, rows in reference.segments.parts()
+        for segment, rows in segments.parts()
         if len(rows) >= FEWEST_ROWS
     }
 

@@ -80,7 +80,8 @@ class Reference(msgspec.Struct, frozen=True):
     """
     Immutable, self-describing, and the same bytes for the same rows in every process.
 
-    `baseline` is how well the version did on rows that it was not trained on, `segments` are of its rows.
+    `baseline` is how well the version did on rows that it was not trained on. `segments` are of its rows;
+    references of before they were kept, and of rows that name none, have none.
     """
 
     model: str
@@ -91,7 +92,7 @@ class Reference(msgspec.Struct, frozen=True):
     baseline: Baseline | None = None
     format: Literal["retrain-daemon.reference"] = "retrain-daemon.reference"
     schema: int = SCHEMA
-    segments: Segments = Segments()
+    segments: Segments | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def from_rows(
@@ -101,6 +102,7 @@ class Reference(msgspec.Struct, frozen=True):
         rows: Sequence[Mapping[str, Scalar]],
         predictions: Sequence[Scalar],
         settings: DriftSettings,
+        *,
         segments: Sequence[str | None] = (),
     ) -> "Reference":
         """
@@ -128,7 +130,7 @@ class Reference(msgspec.Struct, frozen=True):
             tuple(_column(name, [row.get(name) for row in rows], settings.types.get(name)) for name in names),
             _column(PREDICTION, predictions, None),
             tuple(settings.ignore),
-            segments=Segments.of(segments),
+            segments=Segments.of(segments) if any(segments) else msgspec.UNSET,
         )
 
     @classmethod
@@ -148,7 +150,7 @@ class Reference(msgspec.Struct, frozen=True):
             raise InvalidReference(
                 "the reference's columns differ in length: it was cut or put together by hand"
             )
-        if len(reference.segments.places) not in (0, reference.rows):
+        if reference.segments and len(reference.segments.places) != reference.rows:
             raise InvalidReference("the reference's segments are not those of its rows")
         return reference
 

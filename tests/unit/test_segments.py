@@ -66,7 +66,7 @@ def compiled(before: Sequence[PredictionRecord], named: bool = True) -> Compiled
         [row.features for row in before],
         [row.prediction for row in before],
         DriftSettings(),
-        [row.segment for row in before] if named else (),
+        segments=[row.segment for row in before] if named else (),
     )
     stored = Reference.from_bytes(reference.to_bytes())
     assert stored == reference
@@ -167,22 +167,26 @@ def test_an_engine_whose_scores_are_evidentlys_locates_alike() -> None:
     now = rows(1_000, lambda i: price(i) + (60.0 if country(i) == "e" else 0.0), country)
     features, predictions = [row.features for row in BEFORE], [row.prediction for row in BEFORE]
     segments = [row.segment for row in BEFORE]
-    reference = Reference.from_rows("m", "1", features, predictions, DriftSettings(), segments)
+    reference = Reference.from_rows("m", "1", features, predictions, DriftSettings(), segments=segments)
     terms = DriftSettings(), QualitySettings(), "classification"
     engine = EvidentlyEngine(EvidentlyWorker(), reference.to_bytes(), *terms)
     assert engine.locate(now, ("a",)) == compiled(BEFORE).locate(now, ("a",)) != ()
 
 
 def test_a_reference_of_before_has_no_segments_and_one_of_other_rows_is_refused() -> None:
-    reference = Reference.from_rows("m", "1", [{"a": 1.0}] * 3, [0] * 3, DriftSettings(), ["eu"] * 3)
+    reference = Reference.from_rows("m", "1", [{"a": 1.0}] * 3, [0] * 3, DriftSettings(), segments=["eu"] * 3)
     old = msgspec.msgpack.decode(reference.to_bytes())
     del old["segments"]
-    assert Reference.from_bytes(msgspec.msgpack.encode(old)).segments == Segments()
+    text = msgspec.msgpack.encode(old)
+    assert Reference.from_bytes(text).segments is msgspec.UNSET
+    assert Reference.from_bytes(text).to_bytes() == text, "and its digest is what it was"
+    nowhere = Reference.from_rows("m", "1", [{"a": 1.0}] * 3, [0] * 3, DriftSettings(), segments=[None] * 3)
+    assert nowhere.to_bytes() == text
     odd = msgspec.structs.replace(reference, segments=Segments.of(["eu"]))
     with pytest.raises(InvalidReference, match="segments are not those of its rows"):
         Reference.from_bytes(odd.to_bytes())
     with pytest.raises(InvalidReference, match="3 rows came with 2 segments"):
-        Reference.from_rows("m", "1", [{"a": 1.0}] * 3, [0] * 3, DriftSettings(), ["eu"] * 2)
+        Reference.from_rows("m", "1", [{"a": 1.0}] * 3, [0] * 3, DriftSettings(), segments=["eu"] * 2)
 
 
 # Performance
