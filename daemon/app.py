@@ -135,7 +135,7 @@ class Daemon:
             "state": state,
             "mode": self._config.mode,
             "prefect_reachable": self._delivery.reachable,
-            **ledger_status(self._ledger, list(self._config.models)),
+            **ledger_status(self._ledger, self._config.models),
         }
 
     def _reread(self, judged: Judged) -> WindowRows:

@@ -12,7 +12,7 @@ from daemon.grounds import Grounds
 from daemon.wire.references import ReferenceStore
 from monitors.baseline import Baseline
 from monitors.confirmation import fall_back
-from monitors.drift import DriftEngine, DriftReport
+from monitors.drift import DriftEngine, DriftReport, SegmentShift
 from monitors.drift_engine import compile_reference
 from monitors.records import PredictionRecord
 from monitors.reference import PREDICTION, Reference
@@ -47,6 +47,9 @@ class TrustedEngine:
         if PREDICTION not in self.distrusted:
             return report
         return msgspec.structs.replace(report, prediction=theirs.prediction)
+
+    def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
+        return self._compiled.locate(records, columns)
 
 
 class StoredEngines:
@@ -87,6 +90,7 @@ class StoredEngines:
             [row.prediction for row in rows],
             settings.drift,
             [row.event_time for row in rows],
+            segments=[row.segment for row in rows],
         )
         digest = self._store.write(model, version, reference.to_bytes())
         log.info("reference_learned", model=model, version=version, rows=len(rows), digest=digest[:12])

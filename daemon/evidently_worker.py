@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from daemon.evidently_child import (
     write_frame,
 )
 from monitors.baseline import Baseline
-from monitors.drift import DriftReport
+from monitors.drift import DriftReport, SegmentShift
+from monitors.drift_engine import CompiledReference, compile_reference
 from monitors.records import PredictionRecord
 from monitors.reference import Reference
 from monitors.settings import DriftSettings, QualitySettings
@@ -206,6 +208,16 @@ class EvidentlyEngine:
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport:
         """Blocks for about a second, and ten when the child has to start."""
         return self._worker.judge(self._key, self._terms, records)
+
+    def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
+        """As the compiled engine: Evidently knows no segments."""
+        return self._compiled.locate(records, columns)
+
+    @cached_property
+    def _compiled(self) -> CompiledReference:
+        terms = self._terms
+        reference = Reference.from_bytes(terms.reference)
+        return compile_reference(reference, terms.drift, terms.quality, terms.kind)
 
     def draw(self, records: Sequence[PredictionRecord], folder: Path, name: str) -> Drawn:
         """Writes Evidently's report of the window."""

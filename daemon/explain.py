@@ -7,8 +7,12 @@ import msgspec
 
 from daemon.case import Case, Window, open_case
 from daemon.grounds import Grounds
-from daemon.ledger import Ledger, RequestRow
+from daemon.ledger import Ledger, RequestRow, StoredWindow
 from daemon.wire.names import full_deployment_name
+from monitors.events import Kind
+from monitors.performance import Performance
+
+_DETECTED = ("signal", "change_point", "clause", "action", "loss", "baseline", "columns", "moved", "segments")
 
 
 class Elsewhere(Protocol):
@@ -36,6 +40,7 @@ def explain(ledger: Ledger, models: list[str], name: str, elsewhere: Elsewhere) 
             "ended_at": case.ended_at,
             "attempts": len(case.requests),
         },
+        "detected": _detected(case),
         "windows": [_window(window, case) for window in case.windows],
         "requests": requests,
         "deployment": elsewhere.deployment(episode.model) if case.requests else None,
@@ -47,9 +52,34 @@ def explain(ledger: Ledger, models: list[str], name: str, elsewhere: Elsewhere) 
     }
 
 
+class _Told(msgspec.Struct, frozen=True):
+    """What is read of an event that was told."""
+
+    payload: dict[str, Any]
+
+
+def _detected(case: Case) -> dict[str, Any] | None:
+    """Why the episode was opened, as the event said it: signal, clause, action, columns and segments."""
+    for row in case.events:
+        if row["kind"] != Kind.DRIFT_DETECTED:
+            continue
+        try:
+            payload = msgspec.json.decode(row["body"], type=_Told).payload
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        return {name: payload[name] for name in _DETECTED if name in payload}
+    return None
+
+
 def _window(window: Window, case: Case) -> dict[str, Any]:
     stored, judged = window.stored, window.judged
-    told = {"version": stored.version, "start": stored.start, "end": stored.end, "report_url": stored.report}
+    told = {
+        "version": stored.version,
+        "start": stored.start,
+        "end": stored.end,
+        "report_url": stored.report,
+        "performance": _performance(stored),
+    }
     if judged is None:
         return {**told, "problem": window.problem}
     report, decision = judged.report, judged.decision
@@ -63,11 +93,25 @@ def _window(window: Window, case: Case) -> dict[str, Any]:
         "scores": msgspec.to_builtins(report.scores),
         "prediction": msgspec.to_builtins(report.prediction),
         "findings": msgspec.to_builtins(report.findings),
+        "segments": msgspec.to_builtins(judged.segments),
         "verdict": str(decision.verdict),
         "phase": str(decision.phase),
         "clause": decision.clause,
         "request": _asked(judged.end.isoformat(), judged.version, case),
     }
+
+
+def _performance(stored: StoredWindow) -> dict[str, Any] | None:
+    """What the labels said of it, each segment included; None while they have not come."""
+    try:
+        found = msgspec.json.decode(stored.performance or "null", type=Performance | None)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if found is None:
+        return None
+    names = ("metric", "score", "loss", "labelled", "unlabelled", "expired")
+    segments = [{"segment": one.segment, "rows": one.rows, "loss": one.loss} for one in found.segments]
+    return {name: getattr(found, name) for name in names} | {"segments": segments}
 
 
 def _reference(text: str) -> str:
@@ -208,6 +252,8 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
     yield f"{episode['model']} episode {episode['number']} ({episode['id']}): {episode['stage']}"
     times = f"drifted since {episode['since']}, open from {episode['opened_at']}"
     yield f"  version {episode['version']}, {times}"
+    if told["detected"]:
+        yield from _detected_lines(told["detected"])
     for window in told["windows"]:
         yield from _window_lines(window)
     for request in told["requests"]:
@@ -219,6 +265,33 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
             yield f"event {event['kind']}: {why}"
 
 
+def _detected_lines(told: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  because {told['clause']}" if "clause" in told else "  because it drifted"
+    if "action" in told:
+        yield f"  action  {told['action']}"
+    for one in told.get("segments", ()):
+        yield f"  segment {_segment_line(one)}"
+
+
+def _segment_line(one: Mapping[str, Any]) -> str:
+    """A segment that performance has fallen in, or that a column's shift is concentrated in."""
+    if "loss" in one:
+        before = "none before" if one["baseline"] is None else f"{one['baseline']:.4g} before"
+        return f"{one['segment']}: loss {one['loss']:.4g}, {before}, {one['rows']} rows"
+    return (
+        f"{one['segment']}: {one['column']} moved {one['effect']:+.2f} sd, "
+        f"{one['share']:.0%} of its shift, {one['rows']} rows"
+    )
+
+
+def _performance_lines(told: Mapping[str, Any]) -> Iterator[str]:
+    score = "none" if told["score"] is None else f"{told['score']:.4g}"
+    yield f"  labels    {told['metric']} {score} on {told['labelled']} rows"
+    if told["segments"]:
+        parts = (f"{one['segment']} {one['loss']:.4g} ({one['rows']})" for one in told["segments"])
+        yield f"  loss      {', '.join(parts)}"
+
+
 def _window_lines(window: Mapping[str, Any]) -> Iterator[str]:
     yield f"window {window['start']} to {window['end']}, version {window['version']}"
     if "problem" in window:
@@ -226,20 +299,29 @@ def _window_lines(window: Mapping[str, Any]) -> Iterator[str]:
         return
     spans = [f"{one['topic']}/{one['partition']}:{one['start']}-{one['end']}" for one in window["offsets"]]
     yield f"  offsets   {', '.join(spans)}: {window['rows']} records, {window['sampled']} sampled"
+    yield from _found_lines(window)
+    yield f"  policy    {window['verdict']}, {window['phase']}: {window['clause']}"
+    if window["performance"]:
+        yield from _performance_lines(window["performance"])
+    if window["request"]:
+        yield f"  request   {window['request']}"
+    if window["report_url"]:
+        yield f"  report    {window['report_url']}"
+
+
+def _found_lines(window: Mapping[str, Any]) -> Iterator[str]:
+    """What its rows show: which columns drifted, where, and what is broken."""
     for score in window["scores"]:
         if score["drifted"]:
             yield (
                 f"  score     {score['column']}: {score['method']} {score['score']:.4g} "
                 f"{score['comparison']} {score['threshold']:g}"
             )
+    for one in window["segments"]:
+        yield f"  segment   {_segment_line(one)}"
     for finding in window["findings"]:
         if finding["broken"]:
             yield f"  broken    {finding['column']}: {finding['code']} in {finding['share']:.1%} of the rows"
-    yield f"  policy    {window['verdict']}, {window['phase']}: {window['clause']}"
-    if window["request"]:
-        yield f"  request   {window['request']}"
-    if window["report_url"]:
-        yield f"  report    {window['report_url']}"
 
 
 def _request_lines(request: Mapping[str, Any]) -> Iterator[str]:

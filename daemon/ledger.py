@@ -21,6 +21,7 @@ from monitors.episodes import Judged, ModelState
 from monitors.events import Event, Kind, Outcome
 from monitors.monitor import ModelChanges, ModelSaved, VersionChanges, VersionSaved, VersionState
 from monitors.performance import EarlyLabel, PendingWindow, Performance
+from monitors.policy import PolicyState
 from monitors.records import Partition, PredictionRecord, Scalar
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -93,6 +94,7 @@ class StoredWindow(msgspec.Struct, frozen=True, kw_only=True):
     grounds: str
     report: str
     judged_at: str
+    performance: str | None = None
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -415,6 +417,29 @@ class Ledger:
         with self._database.reading() as tx:
             return int(tx.execute(query).scalar_one())
 
+    def counted_windows(self, model: str) -> tuple[int, datetime | None]:
+        """How many of the windows that are kept count for the budget, and when the first of them began."""
+        query = sa.select(sa.func.count(), sa.func.min(tables.windows.c.start)).where(*_counted(model))
+        with self._database.reading() as tx:
+            count, start = tx.execute(query).one()
+        return int(count), _time(start)
+
+    def newest_counted(self, model: str) -> Judged | None:
+        """The newest window that counts for the budget, as the monitor gave it."""
+        query = sa.select(tables.windows.c.evidence).where(*_counted(model))
+        with self._database.reading() as tx:
+            row = tx.execute(query.order_by(tables.windows.c.id.desc()).limit(1)).first()
+        return None if row is None else msgspec.json.decode(row.evidence, type=Judged)
+
+    def policy_state(self, model: str, version: str) -> PolicyState:
+        """Where a version's drift policy stands as of the last checkpoint."""
+        query = sa.select(tables.versions.c.state).where(
+            tables.versions.c.model == model, tables.versions.c.version == version
+        )
+        with self._database.reading() as tx:
+            row = tx.execute(query).first()
+        return PolicyState() if row is None else _version_decoder.decode(row.state).policy
+
     def episodes(self, model: str) -> list[dict[str, Any]]:
         """A model's episodes, oldest first."""
         query = (
@@ -553,6 +578,10 @@ def _waiting(models: Collection[str] | None) -> list[sa.ColumnElement[bool]]:
     return [tables.outbox.c.posted_at.is_(None), tables.outbox.c.refusal.is_(None), *_of(models)]
 
 
+def _counted(model: str) -> list[sa.ColumnElement[bool]]:
+    return [tables.windows.c.model == model, tables.windows.c.counted == 1]
+
+
 def _text(time: datetime) -> str:
     return time.astimezone(UTC).isoformat()
 
@@ -666,11 +695,15 @@ def _write_windows(tx: sa.Connection, step: Checkpoint, at: str) -> None:
     for digest in sorted(step.settings):
         known = insert_or(tx, tables.settings).values(digest=digest, body=step.settings[digest])
         tx.execute(known.on_conflict_do_nothing(index_elements=["digest"]))
+    counted = {(model, *place) for model, changes in step.models.items() for place in changes.counted}
     for (judged, report), grounds in zip_longest(step.judged, step.grounds):
-        _write_judged(tx, judged, grounds, report, at)
+        counts = (judged.model, judged.version, judged.key) in counted
+        _write_judged(tx, judged, grounds, report, counts, at)
 
 
-def _write_judged(tx: sa.Connection, judged: Judged, grounds: Grounds | None, report: str, at: str) -> None:
+def _write_judged(
+    tx: sa.Connection, judged: Judged, grounds: Grounds | None, report: str, counts: bool, at: str
+) -> None:
     tx.execute(
         sa.insert(tables.windows).values(
             model=judged.model,
@@ -683,6 +716,7 @@ def _write_judged(tx: sa.Connection, judged: Judged, grounds: Grounds | None, re
             evidence=msgspec.json.encode(judged).decode(),
             grounds="" if grounds is None else msgspec.json.encode(grounds).decode(),
             report=report,
+            counted=int(counts),
             judged_at=at,
         )
     )
@@ -696,7 +730,12 @@ def _write_performance(tx: sa.Connection, model: str, performance: Performance) 
             tables.windows.c.version == performance.version,
             tables.windows.c.key == performance.key,
         )
-        .values(metric=performance.metric, score=performance.score, labelled=performance.labelled)
+        .values(
+            metric=performance.metric,
+            score=performance.score,
+            labelled=performance.labelled,
+            performance=msgspec.json.encode(performance).decode(),
+        )
     )
 
 

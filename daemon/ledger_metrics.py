@@ -10,10 +10,12 @@ import msgspec
 import structlog
 from prometheus_client.core import GaugeMetricFamily
 
+from daemon.account import FATES, account_of
 from daemon.ledger import Ledger, LedgerError, RequestRow, now
 from daemon.ownership import Ownership, Term
 from monitors.episodes import ModelState, Stage
 from monitors.events import Outcome
+from monitors.settings import ModelSettings
 
 log = structlog.get_logger()
 
@@ -33,14 +35,14 @@ class LedgerMetrics:
     def __init__(
         self,
         ledger: Ledger,
-        models: Collection[str],
+        models: Mapping[str, ModelSettings],
         start_deadline_seconds: float,
         owner: Ownership,
         prefect_reachable: Callable[[], bool],
     ) -> None:
         self._ledger = ledger
         self._configured = models
-        self._models = models
+        self._models: Collection[str] = models
         # Whose events count; None: everybody's, those of models that are configured no more included.
         self._in_line: frozenset[str] | None = None
         self._deadline = start_deadline_seconds
@@ -61,7 +63,13 @@ class LedgerMetrics:
         if self._reading.acquire(timeout=READING_SECONDS):
             try:
                 self._choose(term)
-                families = [*self._outbox(), *self._states(), *self._scores(), *self._requests()]
+                families = [
+                    *self._outbox(),
+                    *self._states(),
+                    *self._scores(),
+                    *self._budgets(),
+                    *self._requests(),
+                ]
             except LedgerError as error:
                 log.warning("metrics_incomplete", error=str(error))
             finally:
@@ -113,6 +121,35 @@ class LedgerMetrics:
         yield _gauge("drift_share", share, shares, "model")
         yield _gauge("last_window_end_timestamp_seconds", end, ends, "model")
         yield _gauge("performance_score", score, scores, "model", "metric")
+
+    def _budgets(self) -> Iterator[GaugeMetricFamily]:
+        known = {
+            model: account
+            for model, state in self._known().items()
+            if (account := account_of(self._ledger, model, self._configured[model].policy, state)) is not None
+        }
+        alarms = {(model, fate): getattr(account, fate) for model, account in known.items() for fate in FATES}
+        evidence = {
+            (model, signal): share
+            for model, account in known.items()
+            for signal, share in account.evidence.items()
+        }
+
+        def each(name: str) -> dict[tuple[str], float]:
+            return {(model,): getattr(account, name) for model, account in known.items()}
+
+        certified = {(model,): account.certainty == "certified" for model, account in known.items()}
+        stated = "Windows that may lie between two needless alarms, as stated."
+        windows = "Windows in the ledger that count for the budget: those of the version in service."
+        exceeded = "Whether there were more needless alarms in these windows than a kept budget explains."
+        yield _gauge("budget_stated_windows", stated, each("stated"), "model")
+        yield _gauge("budget_counted_windows", windows, each("windows"), "model")
+        yield _gauge("budget_alarms", "Episodes opened in these windows.", alarms, "model", "fate")
+        yield _gauge("budget_exceeded", exceeded, each("exceeded"), "model")
+        yield _gauge("budget_certified", "Whether the budget is certified.", certified, "model")
+        yield _gauge(
+            "budget_evidence_share", "Evidence now, as a share of the budget.", evidence, "model", "signal"
+        )
 
     def _requests(self) -> Iterator[GaugeMetricFamily]:
         rows = [row for row in self._ledger.requests() if row.model in self._models]

@@ -76,6 +76,10 @@ windows = sa.Table(
     sa.Column("metric", sa.String(32)),
     sa.Column("score", sa.Float),
     sa.Column("labelled", sa.Integer),
+    # 1 where the window counts for the budget; of windows written before this was kept nobody knows.
+    sa.Column("counted", sa.Integer),
+    # What the labels said, in full: the loss, and that of each segment.
+    sa.Column("performance", sa.Text),
     sa.Column("judged_at", sa.String(40), nullable=False),
     sa.UniqueConstraint("model", "version", "key"),
 )

@@ -52,11 +52,21 @@ def _homes_of_models(tx: sa.Connection) -> None:
     )
 
 
+def _counts_of_windows(tx: sa.Connection) -> None:
+    tx.execute(sa.text("ALTER TABLE windows ADD COLUMN counted INTEGER"))
+
+
+def _performances_of_windows(tx: sa.Connection) -> None:
+    tx.execute(sa.text("ALTER TABLE windows ADD COLUMN performance TEXT"))
+
+
 # In order: the first leads from schema 1 to 2.
 MIGRATIONS = (
     Migration("what holds a request up can be seen", _hold_of_requests),
     Migration("a topic that was made anew is told from the old one", _logs_of_positions),
     Migration("members can share models by partition", _homes_of_models),
+    Migration("a budget of needless alarms can be accounted for", _counts_of_windows),
+    Migration("what labels said of each segment can be seen", _performances_of_windows),
 )
 SCHEMA = FIRST_SCHEMA + len(MIGRATIONS)
 

@@ -1,13 +1,17 @@
 """Status: what the ledger says about each model, as plain values for people and programs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from daemon.account import account_of
 from daemon.ledger import Ledger, RequestRow, now
+from monitors.episodes import ModelState
+from monitors.settings import ModelSettings
 
 
-def ledger_status(ledger: Ledger, models: list[str]) -> dict[str, Any]:
+def ledger_status(ledger: Ledger, models: Mapping[str, ModelSettings]) -> dict[str, Any]:
     """Everything as of the last checkpoint; times are RFC 3339 in UTC."""
     counters = ledger.counters()
     return {
@@ -15,7 +19,7 @@ def ledger_status(ledger: Ledger, models: list[str]) -> dict[str, Any]:
         "dead_letters": counters.get("dead_letters", 0),
         "predictions_expired": counters.get("predictions_expired", 0),
         "outbox_waiting": ledger.waiting_count(),
-        "models": {model: _model_status(ledger, model) for model in models},
+        "models": {model: _model_status(ledger, model, settings) for model, settings in models.items()},
     }
 
 
@@ -23,13 +27,14 @@ def read_status(config: Any) -> dict[str, Any]:
     """The same for a configuration (`daemon.config.Config`), whether or not a daemon is running."""
     ledger = Ledger(config.ledger.url)
     try:
-        return ledger_status(ledger, list(config.models))
+        return ledger_status(ledger, config.models)
     finally:
         ledger.close()
 
 
-def _model_status(ledger: Ledger, model: str) -> dict[str, Any]:
+def _model_status(ledger: Ledger, model: str, settings: ModelSettings) -> dict[str, Any]:
     state = ledger.model_states().get(model)
+    account = account_of(ledger, model, settings.policy, state or ModelState())
     requests = ledger.requests(model)
     actions = [row.outcome.action for row in requests if row.outcome is not None]
     last = ledger.windows(model, limit=1)
@@ -44,6 +49,7 @@ def _model_status(ledger: Ledger, model: str) -> dict[str, Any]:
         "episode": None
         if episode is None
         else {"id": episode.id, "number": episode.number, "state": str(episode.stage)},
+        "budget": None if account is None else msgspec.to_builtins(account),
         "requests": [_request_status(row) for row in requests],
         "promoted": actions.count("promoted"),
         "refused": actions.count("refused"),

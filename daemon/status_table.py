@@ -18,6 +18,9 @@ def show(status: Mapping[str, Any], console: Console | None = None) -> None:
     if expired := status["predictions_expired"]:
         console.print(f"{expired:,} predictions gave up waiting for their label", highlight=False)
     console.print(_models(status["models"]))
+    accounts = {name: model["budget"] for name, model in status["models"].items() if model["budget"]}
+    if accounts:
+        console.print(_budgets(accounts))
     requests = [(name, request) for name, model in status["models"].items() for request in model["requests"]]
     if requests:
         console.print(_requests(requests))
@@ -35,6 +38,31 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> Table:
             *map(_plain, (model["episodes"], model["promoted"], model["refused"], _note(model))),
         )
     return table
+
+
+def _budgets(accounts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What is stated, what is achieved, and how much of it is in use now."""
+    table = _table(
+        "model", "budget", "achieved", "counted", "needless", "needed", "open", "data", "prediction", "loss"
+    )
+    for name, account in accounts.items():
+        used = [f"{share:.0%}" for share in account["evidence"].values()]
+        alarms = (account["needless"], account["needed"], account["open"])
+        stated = f"{account['stated']:g} windows, {account['certainty']}"
+        table.add_row(*map(_plain, (name, stated, _achieved(account), _counted(account), *alarms, *used)))
+    return table
+
+
+def _achieved(account: Mapping[str, Any]) -> str:
+    if account["achieved"] is None:
+        return "no needless alarm"
+    return f"{account['achieved']:.4g} windows" + (", exceeded" if account["exceeded"] else "")
+
+
+def _counted(account: Mapping[str, Any]) -> str:
+    if account["since"] is None:
+        return "0 windows"
+    return f"{account['windows']:,} windows since {account['since'][:10]}"
 
 
 def _note(model: Mapping[str, Any]) -> str:

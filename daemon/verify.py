@@ -12,8 +12,9 @@ from daemon.grounds import Grounds, digest_of, rows_digest
 from daemon.ledger import Ledger, RequestRow, StoredWindow
 from daemon.replay import Log, Reread, reread
 from daemon.wire.references import CorruptReference, ReferenceStore
+from monitors.concentration import suspects
 from monitors.confirmation import fall_back
-from monitors.drift import DriftReport, DriftScore
+from monitors.drift import DriftReport, DriftScore, SegmentShift
 from monitors.drift_engine import CompiledReference, compile_reference
 from monitors.episodes import Judged, Occasion, episode_id, performance_episode, request_of
 from monitors.events import OffsetRange, RetrainRequest
@@ -36,6 +37,7 @@ Part = Literal[
     "reference",
     "score",
     "finding",
+    "segment",
     "verdict",
     "phase",
     "clause",
@@ -135,6 +137,17 @@ class _Judges:
         if PREDICTION not in grounds.evidently:
             return report
         return msgspec.structs.replace(report, prediction=theirs.prediction)
+
+    def locate(
+        self,
+        judged: Judged,
+        grounds: Grounds,
+        settings: ModelSettings,
+        again: Reread,
+        columns: Sequence[str],
+    ) -> tuple[SegmentShift, ...]:
+        compiled, _ = self._engines(judged, grounds, settings)
+        return compiled.locate(again.rows.records, columns)
 
     def _engines(
         self, judged: Judged, grounds: Grounds, settings: ModelSettings
@@ -312,7 +325,9 @@ class _Trial:
             spans=again.spans,
             report=report,
             decision=decision,
+            segments=self._segments(judged, grounds, settings, again, report),
         )
+        differences += _unlike_segments(judged, found)
         differences += _unlike_reports(judged.report, report)
         differences += _unlike_decisions(judged.decision, decision)
         if not differences and msgspec.json.encode(found).decode() != window.stored.evidence:
@@ -326,6 +341,15 @@ class _Trial:
         if not grounds.reference or again.seen < settings.window.min_rows:
             return DriftReport(())
         return self._judges.judge(judged, grounds, settings, again)
+
+    def _segments(
+        self, judged: Judged, grounds: Grounds, settings: ModelSettings, again: Reread, report: DriftReport
+    ) -> tuple[SegmentShift, ...]:
+        """Of what the ledger says fired: whether that was right is looked at beside."""
+        columns = suspects(report, judged.decision)
+        if not columns or not grounds.reference:
+            return ()
+        return self._judges.locate(judged, grounds, settings, again, columns)
 
     def _decision(
         self,
@@ -550,6 +574,15 @@ def _unlike_reports(stored: DriftReport, found: DriftReport) -> Iterator[Differe
     for finding in found.findings:
         if finding not in stored.findings:
             yield Difference("finding", f"{finding.column}: {finding.code} is not in the ledger")
+
+
+def _unlike_segments(stored: Judged, found: Judged) -> Iterator[Difference]:
+    if "segments" in _unlike_fields(stored, found):
+        then, now = (
+            ", ".join(f"{one.column} in {one.segment} {one.effect!r}" for one in judged.segments) or "none"
+            for judged in (stored, found)
+        )
+        yield Difference("segment", f"{then} in the ledger, {now} recomputed")
 
 
 def _unlike_scores(column: str, stored: DriftScore | None, found: DriftScore | None) -> Iterator[Difference]:

@@ -163,6 +163,7 @@ def make_reference(
         [plain_scalar(prediction) for prediction in predictions],
         settings.settings.drift,
         [datetime.fromtimestamp(at, UTC) for at in rows.event_times.tolist()] if timed else None,
+        segments=[None if segment is None else str(segment) for segment in rows.segments.tolist()],
     )
     return msgspec.structs.replace(reference, baseline=baseline)
 

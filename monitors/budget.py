@@ -7,11 +7,12 @@ soon as labels since the change suffice, and again as more of them arrive.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from monitors import losses
+from monitors import losses, segment_losses
 from monitors.drift import DriftReport
 from monitors.episodes import (
     Circumstances,
@@ -34,6 +35,7 @@ from monitors.events import Outcome
 from monitors.losses import Fall, LossWindow
 from monitors.performance import Performance
 from monitors.policy import Phase, Verdict
+from monitors.segment_losses import SegmentFall
 from monitors.settings import ModelSettings
 
 # After so many windows whose labels never came, drift has to decide without them.
@@ -116,8 +118,10 @@ def on_performance(
         performance.version, performance.start, performance.end, performance.loss, performance.labelled
     )
     serving = state.serving or performance.version
-    after, fall = losses.observe(settings.policy, state.losses, window, performance.deviation, serving)
-    state = msgspec.structs.replace(state, losses=after, unlabelled=0)
+    before = state.losses
+    after, fall = losses.observe(settings.policy, before, window, performance.deviation, serving)
+    parts = segment_losses.observe(state.segment_losses, performance, before, after, serving)
+    state = msgspec.structs.replace(state, losses=after, segment_losses=parts, unlabelled=0)
     if state.episode is not None and performance.version == serving:
         state = msgspec.structs.replace(state, fresh_rows=state.fresh_rows + performance.labelled)
     occasion = _occasion(model, serving, performance)
@@ -173,10 +177,18 @@ def _fallen(around: Circumstances, state: ModelState, fall: Fall, occasion: Occa
         signal="performance",
         opened_by="performance",
     )
-    return _opened(state, episode), (detected(around, episode, _fall_facts(fall, occasion)),)
+    fallen = segment_losses.falls(state.segment_losses, state.losses, occasion.version)
+    found = {**_fall_facts(fall, occasion, fallen), "action": _action(around, fall)}
+    return _opened(state, episode), (detected(around, episode, found),)
 
 
-def _fall_facts(fall: Fall, occasion: Occasion) -> dict[str, Any]:
+def _action(around: Circumstances, fall: Fall) -> str:
+    if around.mode == "observe" or around.silenced:
+        return "none: nothing is asked for while silenced" if around.silenced else 'none: mode = "observe"'
+    return "retrain" if fall.due else f"wait: {fall.reason}"
+
+
+def _fall_facts(fall: Fall, occasion: Occasion, segments: Sequence[SegmentFall]) -> dict[str, Any]:
     return {
         "signal": "performance",
         "change_point": fall.since.isoformat(),
@@ -186,8 +198,8 @@ def _fall_facts(fall: Fall, occasion: Occasion) -> dict[str, Any]:
         "offsets": msgspec.to_builtins(occasion.spans),
         "loss": None if math.isnan(fall.loss) else fall.loss,
         "baseline": fall.baseline,
+        "segments": msgspec.to_builtins(segments),
         "clause": _sentence(fall),
-        "action": "retrain" if fall.due else f"wait: {fall.reason}",
     }
 
 
@@ -253,7 +265,9 @@ def on_outcome(settings: ModelSettings, state: ModelState, request: str, outcome
     wait = settings.policy.backoff_windows * 2 ** (ended.attempts - 1)
     state = msgspec.structs.replace(state, episode=ended, refusals=state.refusals + 1, wait_windows=wait)
     if outcome.action == "refused":
-        after = losses.judged(state.losses, outcome.baseline, False, settings.reference_rows, outcome.surety or 0.0)
+        after = losses.judged(
+            state.losses, outcome.baseline, False, settings.reference_rows, outcome.surety or 0.0
+        )
         state = msgspec.structs.replace(state, losses=after)
     if state.refusals < settings.policy.max_attempts:
         return state, ()

@@ -46,6 +46,21 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class SegmentShift(msgspec.Struct, frozen=True):
+    """
+    A segment that a column's shift is concentrated in.
+
+    `effect` is how far it has moved from what it was, in standard deviations of a row of the reference;
+    `share` is its part in the whole column's shift.
+    """
+
+    column: str
+    segment: str
+    effect: float
+    rows: int
+    share: float
+
+
 class DriftReport(msgspec.Struct, frozen=True):
     """
     What one window looks like beside the reference. `prediction` is scored apart from features.
@@ -98,10 +113,15 @@ class DriftEngine(Protocol):
     """
     Scores columns against one reference; two forms (compiled, Evidently itself), same verdicts.
 
-    `baseline` is how well the version did when it was made, where that is known.
+    `baseline` is how well the version did when it was made, where that is known. `locate` says which
+    segments the shift of the named columns is concentrated in; it is asked when something fires.
     """
 
     @property
     def baseline(self) -> Baseline | None: ...
 
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport: ...
+
+    def locate(
+        self, records: Sequence[PredictionRecord], columns: Sequence[str]
+    ) -> tuple[SegmentShift, ...]: ...

@@ -15,6 +15,7 @@ import numpy as np
 from monitors import quality
 from monitors.baseline import Baseline
 from monitors.columns import (
+    MISSING,
     Cell,
     Columns,
     Counts,
@@ -26,10 +27,12 @@ from monitors.columns import (
     read_counts,
     read_numbers,
 )
-from monitors.drift import DriftReport, DriftScore, Finding
+from monitors.concentration import FEWEST_ROWS, concentration
+from monitors.drift import DriftReport, DriftScore, Finding, SegmentShift
 from monitors.records import PredictionRecord
 from monitors.reference import PREDICTION, Reference, ReferenceColumn, Rows, finite_floats, unscored
 from monitors.seasons import Season
+from monitors.segments import Segments
 from monitors.settings import DriftSettings, QualitySettings
 from monitors.shifts import Calendar, CategoricalYardstick, NumericYardstick, Shift
 from monitors.statistics import (
@@ -182,6 +185,15 @@ class CompiledColumn:
             return yardstick.measure(self.name, usable.counts, slot)
         return ()
 
+    def measure_cells(self, cells: Sequence[Cell]) -> tuple[Shift, ...]:
+        """How far the usable ones of these cells lie from the reference."""
+        usable: Numbers | Counts
+        if isinstance(self.reference, NumericReference):
+            usable = read_numbers(cells)
+        else:
+            usable = read_counts(cells, self.reference.kinds)
+        return self.measure(Examined(self.name, (), usable), slot=-1)
+
     def verdict(self, method: Method, score: float, rows: int) -> DriftScore | Finding:
         """Holds a score against the stated threshold, or the method's own."""
         if not math.isfinite(score):
@@ -225,9 +237,12 @@ class CompiledReference:
         limits: QualitySettings,
         baseline: Baseline | None = None,
         season: Season | None = None,
+        rows: Reference | None = None,
     ) -> None:
         self.baseline = baseline
         self._season = season
+        self._rows = rows
+        self._by_segment: dict[str, dict[str, dict[str, Shift]]] = {}
         self.columns = tuple(columns)
         self.prediction = prediction
         self.unscored = tuple(unscored)
@@ -262,6 +277,36 @@ class CompiledReference:
             if prediction.usable is not None and isinstance(self.prediction, CompiledColumn):
                 output = self.prediction.judge(prediction)
         return self.with_shifts(assemble(features, prediction, judged, output), features, prediction, records)
+
+    def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
+        """Of which segments the columns' shifts are; nothing where either side names no segments."""
+        segments = Segments.of([record.segment for record in records])
+        if not (self._rows and self._rows.segments and segments.names):
+            return ()
+        known = {column.name: column for column in self.columns}
+        found: list[SegmentShift] = []
+        for name in columns:
+            if name in known:
+                cells: Sequence[Cell] = [record.features.get(name, MISSING) for record in records]
+                found += self._located(known[name], cells, segments)
+            elif name == PREDICTION and isinstance(self.prediction, CompiledColumn):
+                cells = [record.prediction for record in records]
+                found += self._located(self.prediction, cells, segments)
+        return tuple(found)
+
+    def _located(
+        self, column: CompiledColumn, cells: Sequence[Cell], segments: Segments
+    ) -> tuple[SegmentShift, ...]:
+        assert self._rows is not None
+        assert self._rows.segments
+        before = self._by_segment.get(column.name)
+        if before is None:
+            before = self._by_segment[column.name] = _segments_of(column, self._rows, self._rows.segments)
+
+        def measure(rows: Sequence[int]) -> tuple[Shift, ...]:
+            return column.measure_cells([cells[row] for row in rows])
+
+        return concentration(column.name, measure, segments, before, self._rows.segments.complete)
 
     def with_shifts(
         self,
@@ -338,7 +383,22 @@ def compile_reference(
     ]
     prediction = _compile(_typed_by(kind, reference.predictions), drift, calendar)
     ignored = [*reference.ignored, *drift.ignore]
-    return CompiledReference(columns, prediction, findings, ignored, limits, reference.baseline, season)
+    return CompiledReference(
+        columns, prediction, findings, ignored, limits, reference.baseline, season, rows=reference
+    )
+
+
+def _segments_of(
+    column: CompiledColumn, reference: Reference, segments: Segments
+) -> dict[str, dict[str, Shift]]:
+    """What each feature of a column was in each segment of the reference."""
+    named = [one for one in reference.columns if one.name == column.name]
+    values = (named[0] if named else reference.predictions).values()
+    return {
+        segment: {shift.key: shift for shift in column.measure_cells([values[row] for row in rows])}
+        for segment, rows in segments.parts()
+        if len(rows) >= FEWEST_ROWS
+    }
 
 
 def check_methods(drift: DriftSettings) -> None:

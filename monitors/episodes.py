@@ -7,13 +7,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from monitors.drift import DriftReport, DriftScore
+from monitors.drift import DriftReport, DriftScore, SegmentShift
 from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, Related, RetrainRequest
 from monitors.losses import LossState
 from monitors.policy import Decision, Phase, Signal, Verdict
 from monitors.probation import Probation
 from monitors.records import Partition
+from monitors.segment_losses import SegmentLossState
 from monitors.settings import PolicySettings
+
+# More columns than this are in the ledger, and not in an event.
+MOST_COLUMNS = 50
 
 
 class Stage(StrEnum):
@@ -55,7 +59,7 @@ class ModelState(msgspec.Struct, frozen=True):
     Only windows of the `serving` version lead to anything; the others are observed. `home` is the one
     partition that count windows are made of. Of the budget policy alone are `losses`, `drifting` (the
     newest window's evidence), `fresh_rows` (labelled since the episode last looked for a cure),
-    `refusals` in a row and `unlabelled` windows in a row.
+    `refusals` in a row and `unlabelled` windows in a row; `segment_losses` only tell.
     """
 
     serving: str = ""
@@ -72,10 +76,15 @@ class ModelState(msgspec.Struct, frozen=True):
     fresh_rows: int = 0
     refusals: int = 0
     unlabelled: int = 0
+    segment_losses: SegmentLossState = SegmentLossState()
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """One closed window with everything that was decided about it: the evidence."""
+class Judged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    One closed window with everything that was decided about it: the evidence.
+
+    `segments` are what the shift of a window that fires is concentrated in, where it is.
+    """
 
     model: str
     version: str
@@ -87,6 +96,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     spans: tuple[OffsetRange, ...]
     report: DriftReport
     decision: Decision
+    segments: tuple[SegmentShift, ...] = ()
 
 
 class Circumstances(msgspec.Struct, frozen=True):
@@ -369,6 +379,7 @@ def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
         version=judged.version,
         payload={
             **facts(around, judged),
+            "action": _health_action(kind, judged.report),
             "broken": [
                 {"column": found.column, "code": found.code, "share": found.share}
                 for found in judged.report.findings
@@ -377,6 +388,14 @@ def _window_event(around: Circumstances, kind: Kind, judged: Judged) -> Event:
         },
         related=_report(around),
     )
+
+
+def _health_action(kind: Kind, report: DriftReport) -> str:
+    if kind is Kind.DATA_MENDED:
+        return "watch"
+    if report.damaged:
+        return "none: broken data is no reason to retrain"
+    return "none, unless labels tell of a loss: the categories may be new ones"
 
 
 def facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
@@ -394,11 +413,20 @@ def facts(around: Circumstances, judged: Judged) -> dict[str, Any]:
             {"column": one.column, "kind": one.kind, "effect": one.effect} for one in judged.decision.moved
         ],
         "drift_share": report.drift_share,
-        "columns": [_score(score) for score in report.scores if score.drifted],
+        "columns": _told_columns(judged),
+        "segments": msgspec.to_builtins(judged.segments),
         "prediction": None if report.prediction is None else _score(report.prediction),
         "clause": judged.decision.clause,
         "report_url": around.report_url,
     }
+
+
+def _told_columns(judged: Judged) -> list[dict[str, Any]]:
+    """Those that speak for drift first, then those that drifted by themselves; of very many not all."""
+    scores = {score.column: score for score in judged.report.scores}
+    moved = [one.column for one in judged.decision.moved if one.column in scores]
+    drifted = judged.report.drifted_columns
+    return [_score(scores[name]) for name in list(dict.fromkeys((*moved, *drifted)))[:MOST_COLUMNS]]
 
 
 def _score(score: DriftScore) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from monitors.baseline import Baseline
 from monitors.columns import MISSING, Cell, is_infinite, keyer, kind_of
-from monitors.drift import DriftReport, DriftScore, Finding
+from monitors.drift import DriftReport, DriftScore, Finding, SegmentShift
 from monitors.drift_engine import (
     CompiledColumn,
     CompiledReference,
@@ -73,6 +73,10 @@ class EvidentlyReference:
         output = judged.pop(self._output, None)
         report = assemble(features, prediction, list(judged.values()), output)
         return self.compiled.with_shifts(report, features, prediction, records)
+
+    def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
+        """As the compiled engine: Evidently knows no segments."""
+        return self.compiled.locate(records, columns)
 
     def draw(self, records: Sequence[PredictionRecord]) -> tuple[str, str]:
         """Evidently's drift report of the window, as one self-contained HTML page and as JSON."""

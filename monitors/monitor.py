@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from monitors import budget, episodes, losses, probation
-from monitors.drift import DriftEngine, DriftReport, WindowRows
+from monitors.concentration import suspects
+from monitors.drift import DriftEngine, DriftReport, SegmentShift, WindowRows
 from monitors.episodes import Circumstances, Judged, ModelState, on_champion
 from monitors.events import Event, Outcome
 from monitors.performance import EarlyLabel, LabelChanges, Labels, Patience, PendingWindow, Performance
@@ -58,11 +59,17 @@ class VersionChanges(msgspec.Struct, frozen=True):
 
 
 class ModelChanges(msgspec.Struct, frozen=True):
-    """Everything about one model that is not as the last checkpoint has it."""
+    """
+    Everything about one model that is not as the last checkpoint has it.
+
+    `counted` are the windows, by (version, key), that count for a budget: those of the version in service
+    that something was decided on.
+    """
 
     state: ModelState
     versions: dict[str, VersionChanges]
     labels: LabelChanges
+    counted: tuple[tuple[str, int], ...] = ()
 
 
 class VersionSaved(msgspec.Struct, frozen=True):
@@ -117,14 +124,18 @@ class _Version:
         self._gone += [window.key for window in closed]
         return closed
 
-    def judge(self, window: ClosedWindow, learn: Learn) -> tuple[DriftReport, Decision]:
+    def judge(
+        self, window: ClosedWindow, learn: Learn
+    ) -> tuple[DriftReport, Decision, tuple[SegmentShift, ...]]:
         self.judged += 1
         if self.engine is None:
-            return DriftReport(()), self._learn(window, learn)
+            return DriftReport(()), self._learn(window, learn), ()
         suffice = window.seen >= self.settings.window.min_rows
         report = self.engine.judge(window.rows.records) if suffice else DriftReport(())
         self.policy, decision = step(self.settings.policy, self.policy, window.rows.start, suffice, report)
-        return report, decision
+        columns = suspects(report, decision)
+        located = self.engine.locate(window.rows.records, columns) if columns else ()
+        return report, decision, located
 
     def _learn(self, window: ClosedWindow, learn: Learn) -> Decision:
         self.learned += window.rows.records
@@ -160,6 +171,7 @@ class ModelMonitor:
         self._max_versions = max_versions
         self._versions: dict[str, _Version] = {}
         self._touched: set[str] = set()
+        self._counted: list[tuple[str, int]] = []
         self._saved: set[str] = set()
         capacity = EARLY_WINDOWS * (settings.window.rows or settings.window.max_rows)
         self._labels = Labels(settings.kind, capacity, _patience(settings))
@@ -222,7 +234,9 @@ class ModelMonitor:
         """Decide on one closed window."""
         version = self._versions[name]
         self._touched.add(name)
-        report, decision = version.judge(window, lambda rows: self._references.learn(self.name, name, rows))
+        report, decision, segments = version.judge(
+            window, lambda rows: self._references.learn(self.name, name, rows)
+        )
         rows = window.rows
         sound = not report.damaged
         self._labels.expect(name, window.key, rows.start, rows.end, rows.records, window.spans, sound)
@@ -237,7 +251,10 @@ class ModelMonitor:
             spans=window.spans,
             report=report,
             decision=decision,
+            segments=segments,
         )
+        if self._counts(judged):
+            self._counted.append((name, window.key))
         if self.by_budget:
             self._note_baseline(name)
             self.state, events = budget.on_window(around, self.settings, self.state, judged)
@@ -249,6 +266,10 @@ class ModelMonitor:
             observing = around.mode == "observe"
             self._try_out(None if observing else probation.on_window(self.state.probation, served))
         return judged, events
+
+    def _counts(self, judged: Judged) -> bool:
+        decided = judged.decision.verdict in (Verdict.CALM, Verdict.DRIFTED)
+        return decided and judged.version == (self.state.serving or judged.version)
 
     @property
     def by_budget(self) -> bool:
@@ -314,10 +335,12 @@ class ModelMonitor:
         """What a checkpoint must add to the one before."""
         touched, self._touched = sorted(self._touched), set()
         self._saved.update(touched)
+        counted, self._counted = tuple(self._counted), []
         return ModelChanges(
             state=self.state,
             versions={name: self._versions[name].take_changes() for name in touched},
             labels=self._labels.take_changes(),
+            counted=counted,
         )
 
     def _meet(self, name: str) -> _Version:

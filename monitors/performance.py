@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from math import isfinite
 from typing import Literal
@@ -12,11 +12,16 @@ import numpy as np
 
 from monitors.events import OffsetRange
 from monitors.records import LabelRecord, PredictionRecord, Scalar
+from monitors.segments import Segments
 from monitors.statistics import long_run_deviation
 
 
 class PendingWindow(msgspec.Struct):
-    """A window whose predictions wait for their labels, by record id."""
+    """
+    A window whose predictions wait for their labels, by record id.
+
+    `segments` are of the predictions in their order; of a window that waited before they were kept, none.
+    """
 
     version: str
     key: int
@@ -26,6 +31,15 @@ class PendingWindow(msgspec.Struct):
     start: datetime | None = None
     spans: tuple[OffsetRange, ...] = ()
     sound: bool = True
+    segments: Segments = Segments()
+
+
+class SegmentLoss(msgspec.Struct, frozen=True, array_like=True):
+    """The labelled rows of one segment of a window, and their mean loss."""
+
+    segment: str
+    rows: int
+    loss: float
 
 
 class Performance(msgspec.Struct, frozen=True):
@@ -51,6 +65,7 @@ class Performance(msgspec.Struct, frozen=True):
     end: datetime | None = None
     spans: tuple[OffsetRange, ...] = ()
     sound: bool = True
+    segments: tuple[SegmentLoss, ...] = ()
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -128,7 +143,8 @@ class Labels:
     ) -> None:
         """A window closed: its sampled predictions wait from now on."""
         predictions = {row.id: row.prediction for row in rows}
-        window = PendingWindow(version, key, end, predictions, {}, start, spans, sound)
+        segments = Segments.of(list({row.id: row.segment for row in rows}.values()))
+        window = PendingWindow(version, key, end, predictions, {}, start, spans, sound, segments)
         for row in rows:
             self._home[row.id] = (version, key)
             early = self._early.get(row.id)
@@ -218,12 +234,11 @@ class Labels:
         self._judged.append((window.version, window.key))
         for record_id in window.predictions:
             self._home.pop(record_id, None)
-        losses = [
-            cost
+        costs = [
+            loss(self._metric, prediction, window.labels[record_id]) if record_id in window.labels else None
             for record_id, prediction in window.predictions.items()
-            if record_id in window.labels
-            and (cost := loss(self._metric, prediction, window.labels[record_id])) is not None
         ]
+        losses = [cost for cost in costs if cost is not None]
         mean = math.fsum(losses) / len(losses) if losses else None
         return Performance(
             version=window.version,
@@ -239,7 +254,15 @@ class Labels:
             end=window.end,
             spans=window.spans,
             sound=window.sound,
+            segments=tuple(_by_segment(window.segments, costs)),
         )
+
+
+def _by_segment(segments: Segments, costs: Sequence[float | None]) -> Iterator[SegmentLoss]:
+    for segment, rows in segments.parts():
+        known = [cost for row in rows if (cost := costs[row]) is not None]
+        if known:
+            yield SegmentLoss(segment, len(known), math.fsum(known) / len(known))
 
 
 def _is_complete(window: PendingWindow) -> bool:

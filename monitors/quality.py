@@ -1,6 +1,6 @@
 """Quality: what is wrong with a column's data in a window, before anybody asks whether it drifted."""
 
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ MAX_NAME_LENGTH = 120
 
 ENOUGH_ROWS = 100
 ENOUGH_SHARE = 0.5
+# Of a column that is zero as a rule fewer values out of range than these may be outliers.
+FEWEST_MOVED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Range:
     >>> reference = Range(0.0, 2.0)
     >>> reference.low, reference.high
     (-20.0, 22.0)
-    >>> Range(5.0, 5.0).high  # a constant is widened by its own size
-    55.0
+    >>> Range(5.0, 5.0).high, Range(0.0, 0.0).high  # a constant is widened by its own size
+    (55.0, 10.0)
     """
 
     least: float
@@ -52,7 +54,11 @@ class Range:
 
     @property
     def _span(self) -> float:
-        return max(abs(self.most), 1.0) if self.constant else self.most - self.least
+        return (abs(self.most) or 1.0) if self.constant else self.most - self.least
+
+    def is_outside(self, number: float) -> bool:
+        """It is out of range."""
+        return not self.low <= number <= self.high
 
 
 def too_few(usable: int, rows: int) -> bool:
@@ -94,22 +100,49 @@ def find_out_of_range(
     values = numbers.values
     if values.size == 0:
         return []
-    outside = _share(_outside(values, reference.low, reference.high), numbers.tally)
-    if not reference.constant:
-        found = _finding(column, "out_of_range", outside, outside, quality.out_of_range_share)
+    outside = _outside(values, reference.low, reference.high)
+    if reference.constant:
+        others = _share(_outside(values, reference.least, reference.most), numbers.tally)
+        detail = "constant in the reference: any other value scores as drift"
+        far, limit = _share(outside, numbers.tally), quality.out_of_range_share
+        found = _finding(column, "out_of_range", others, far, limit, detail)
         return [found] if found else []
-    others = _share(_outside(values, reference.least, reference.most), numbers.tally)
-    detail = "constant in the reference: any other value scores as drift"
-    found = _finding(column, "out_of_range", others, outside, quality.out_of_range_share, detail)
-    return [found] if found else []
+    return _out_of_range(column, outside, values.size - _outside(values, 0.0, 0.0), numbers.tally, quality)
 
 
-def find_unseen(column: str, counts: Counts, seen: Container[Key], quality: QualitySettings) -> list[Finding]:
-    """Categories that the reference does not have; how many, never which."""
+def find_unseen(
+    column: str, counts: Counts, seen: Mapping[Key, int], quality: QualitySettings
+) -> list[Finding]:
+    """
+    Categories that the reference does not have; how many, never which.
+
+    Those that are numbers may be the next months or shops: only ones of another magnitude are broken.
+    """
     unseen = [count for key, count in counts.counts.items() if key not in seen]
     share = _share(sum(unseen), counts.tally)
     detail = f"{len(unseen)} categories are not in the reference"
-    found = _finding(column, "unseen_category", share, share, quality.unseen_category_share, detail)
+    known = [float(key) for key in seen if not isinstance(key, str)]
+    numbers = len(known) == len(seen) > 0
+    excess = 0.0 if numbers else share
+    found = _finding(column, "unseen_category", share, excess, quality.unseen_category_share, detail)
+    far = _find_far(column, counts, Range(min(known), max(known)), quality) if numbers else []
+    return far + ([found] if found else [])
+
+
+def _find_far(column: str, counts: Counts, known: Range, quality: QualitySettings) -> list[Finding]:
+    """Categories that are numbers, as those of a reference that has no others."""
+    far = [count for key, count in counts.counts.items() if isinstance(key, str) or known.is_outside(key)]
+    return _out_of_range(column, sum(far), counts.counts.get(0, 0), counts.tally, quality)
+
+
+def _out_of_range(
+    column: str, outside: int, zeros: int, tally: Tally, quality: QualitySettings
+) -> list[Finding]:
+    """A change of unit leaves zeros where they are: where most are, what it can move is counted alone."""
+    share = _share(outside, tally)
+    movable = tally.usable - zeros
+    excess = max(share, outside / movable) if outside >= FEWEST_MOVED else share
+    found = _finding(column, "out_of_range", share, excess, quality.out_of_range_share)
     return [found] if found else []
 
 

@@ -16,6 +16,7 @@ from monitors.columns import Kind, as_floats, kind_of
 from monitors.drift import Finding
 from monitors.records import Scalar
 from monitors.seasons import Season, Slots, microseconds_of
+from monitors.segments import Segments
 from monitors.settings import DriftSettings
 from monitors.statistics import ColumnType, Floats
 
@@ -86,7 +87,8 @@ class Reference(msgspec.Struct, frozen=True):
 
     `baseline` is how well the version did on rows that it was not trained on. `times` are the rows' event
     times, little-endian int64 microseconds since the epoch; references of before they were kept, and of rows
-    without a time, have none.
+    without a time, have none. `segments` are of its rows; references of before they were kept, and of rows
+    that name none, have none.
     """
 
     model: str
@@ -98,6 +100,7 @@ class Reference(msgspec.Struct, frozen=True):
     format: Literal["retrain-daemon.reference"] = "retrain-daemon.reference"
     schema: int = SCHEMA
     times: bytes | msgspec.UnsetType = msgspec.UNSET
+    segments: Segments | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def from_rows(
@@ -108,6 +111,8 @@ class Reference(msgspec.Struct, frozen=True):
         predictions: Sequence[Scalar],
         settings: DriftSettings,
         times: Sequence[datetime] | None = None,
+        *,
+        segments: Sequence[str | None] = (),
     ) -> "Reference":
         """
         Fixes the columns, in order of first appearance, and their types. `times` are the rows' event times.
@@ -127,6 +132,8 @@ class Reference(msgspec.Struct, frozen=True):
             raise InvalidReference(f"{len(rows)} rows came with {len(predictions)} predictions")
         if times is not None and len(times) != len(rows):
             raise InvalidReference(f"{len(rows)} rows came with {len(times)} event times")
+        if len(segments) not in (0, len(rows)):
+            raise InvalidReference(f"{len(rows)} rows came with {len(segments)} segments")
         names = [name for name in dict.fromkeys(chain(*rows)) if name not in settings.ignore]
         return cls(
             model,
@@ -135,6 +142,7 @@ class Reference(msgspec.Struct, frozen=True):
             _column(PREDICTION, predictions, None),
             tuple(settings.ignore),
             times=msgspec.UNSET if times is None else microseconds_of(times).astype("<i8").tobytes(),
+            segments=Segments.of(segments) if any(segments) else msgspec.UNSET,
         )
 
     @classmethod
@@ -157,6 +165,8 @@ class Reference(msgspec.Struct, frozen=True):
             raise InvalidReference(
                 "the reference's columns differ in length: it was cut or put together by hand"
             )
+        if reference.segments and len(reference.segments.places) != reference.rows:
+            raise InvalidReference("the reference's segments are not those of its rows")
         return reference
 
     def to_bytes(self) -> bytes:

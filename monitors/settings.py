@@ -116,7 +116,7 @@ class QualitySettings(Settings, frozen=True):
     null_share_rise: float = 0.2
     wrong_type_share: float = 0.05
     infinite_share: float = 0.01
-    out_of_range_share: float = 0.5
+    out_of_range_share: float = 0.1
     unseen_category_share: float = 0.9
 
 

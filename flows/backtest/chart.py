@@ -74,6 +74,7 @@ def metric_chart(facts: Facts) -> str:
     parts = [
         *_grid(axis, scale, facts),
         *_episodes(facts, axis),
+        *_breakages(facts, axis),
         *_drifts(facts, axis),
         *(_line(name, points, axis, scale) for name, points in drawn.items()),
         *_requests(facts, axis),
@@ -156,6 +157,16 @@ def _episodes(facts: Facts, axis: Axis) -> Iterator[str]:
         title = f"episode {episode.number}, {episode.signal}: {episode.action}"
         yield (
             f'<rect class="episode" x="{left}" y="{TOP}" width="{max(right - left, 2.0):.1f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(title)}</title></rect>'
+        )
+
+
+def _breakages(facts: Facts, axis: Axis) -> Iterator[str]:
+    for one in facts.happened.breakages():
+        left, right = map(axis.x, facts.rows_of(one))
+        title = f"broken: {', '.join(one.columns)}"
+        yield (
+            f'<rect class="spoilt" x="{left}" y="{TOP}" width="{max(right - left, 2.0):.1f}" '
             f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(title)}</title></rect>'
         )
 

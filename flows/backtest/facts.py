@@ -1,18 +1,21 @@
 """Facts: a backtest added up, for a person, a page and a machine."""
 
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from flows.backtest.file_replay import Replayed
-from flows.backtest.happened import Happened
+from flows.backtest.happened import Breakage, Happened
 from flows.backtest.schedules import Schedule
 from flows.backtest.stream import Said, Stream
 from flows.scoring import Answers, Metric, score
 
 DIGITS = 6
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00")
 
 
 class ScheduleFacts(msgspec.Struct, frozen=True):
@@ -27,6 +30,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """
     Everything that is shown of one policy on one stream.
 
+    `reasons` say why each request was asked for.
     Rows are numbers in the stream; metrics are over all live rows that have a label, or per window.
     `promotions` are (first row served, version); `windows` are the bounds of the windows' rows.
     """
@@ -44,8 +48,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     happened: Happened
     promotions: tuple[tuple[int, str], ...]
     change_rows: tuple[int | None, ...]
+    reasons: tuple[str, ...]
     drifts: tuple[int, ...]
     seconds: float
+
+    def rows_of(self, breakage: Breakage) -> tuple[int, int]:
+        """The first row of the windows in which data was broken, and the first one after them."""
+        starts = {end: start for start, end in self.windows}
+        windows = self.happened.windows
+        return starts[windows[breakage.first].end_row], windows[breakage.last].end_row
 
     @property
     def started(self) -> int:
@@ -126,9 +137,22 @@ def facts_of(
             else int(np.searchsorted(stream.seconds, episode.change_point.timestamp()))
             for episode in happened.episodes
         ),
+        reasons=tuple(_in_rows(asked.reason, stream) for asked in happened.requests),
         drifts=tuple(drifts),
         seconds=seconds,
     )
+
+
+def _in_rows(reason: str, stream: Stream) -> str:
+    """Where the stream has no times, those that its rows were given are the numbers of the rows."""
+    if stream.timed:
+        return reason
+
+    def row(found: re.Match[str]) -> str:
+        moment = datetime.fromisoformat(found[0]).timestamp()
+        return f"row {int(np.searchsorted(stream.seconds, moment)):,}"
+
+    return _TIME.sub(row, reason)
 
 
 class _Scores:

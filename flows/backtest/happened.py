@@ -61,6 +61,19 @@ class Episode(msgspec.Struct, kw_only=True):
     action: Action = "watched"
 
 
+class Breakage(msgspec.Struct, frozen=True):
+    """
+    A stretch of windows in which data was broken: its first and last number, and why, by column.
+
+    `mended` is the window that was told of as sound again; None where that did not come.
+    """
+
+    first: int
+    last: int
+    mended: int | None
+    columns: dict[str, str]
+
+
 class Told(msgspec.Struct, frozen=True):
     """One event, and the number of the window that it was told at."""
 
@@ -123,6 +136,29 @@ class Happened:
             if episode.id == request.episode and episode.change_point is None:
                 episode.change_point = request.suspected_since
 
+    def breakages(self) -> list[Breakage]:
+        """When data was broken, as the events say it."""
+        told = [one for one in self.events if one.event.kind in (Kind.DATA_BROKEN, Kind.DATA_MENDED)]
+        found: list[Breakage] = []
+        for place, one in enumerate(told):
+            if one.event.kind is Kind.DATA_BROKEN:
+                mended = next(
+                    (later.window for later in told[place:] if _mends(later.event, one.event)), None
+                )
+                found.append(self._breakage(one.window, mended))
+        return found
+
+    def _breakage(self, first: int, mended: int | None) -> Breakage:
+        windows = self.windows[first : len(self.windows) if mended is None else mended]
+        broken = [window for window in windows if window.broken]
+        columns = {
+            finding.column: finding.code
+            for window in broken
+            for finding in window.judged.report.findings
+            if finding.broken
+        }
+        return Breakage(first, broken[-1].number if broken else first, mended, columns)
+
     @property
     def now(self) -> int:
         """The number of the newest window; -1 before the first."""
@@ -137,6 +173,10 @@ class Happened:
             # What was promoted once stays so, whatever the attempts before or after it came to.
             if one.id == episode and one.action != "promoted":
                 one.action = action
+
+
+def _mends(later: Event, broken: Event) -> bool:
+    return later.kind is Kind.DATA_MENDED and later.version == broken.version
 
 
 def strength(score: DriftScore) -> float:

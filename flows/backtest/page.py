@@ -7,12 +7,11 @@ from pathlib import Path
 
 from flows.backtest.chart import drift_chart, metric_chart, nearest_schedule
 from flows.backtest.facts import Facts
-from flows.backtest.happened import Asked, Episode
+from flows.backtest.happened import Asked, Breakage, Episode
 from flows.backtest.table import UnusableStream
 from flows.backtest.told import shown
 from flows.demo.style import STYLE
 from flows.demo.timeline import MARKS
-from monitors.events import Kind
 
 MORE_STYLE = """
 :root { --schedule: #b45309; --known: #7c3aed; }
@@ -22,6 +21,7 @@ MORE_STYLE = """
 .cell { fill: color-mix(in srgb, var(--never) calc(var(--shade) * 100%), var(--shade-0, transparent)); }
 .cell.over { fill: color-mix(in srgb, var(--schedule) calc(25% + var(--shade) * 75%), transparent); }
 .broken { fill: var(--bad); }
+.spoilt { fill: var(--bad); opacity: .13; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr.ours td, tr.ours th { font-weight: 700; color: var(--ink); }
 """
@@ -57,6 +57,8 @@ def headline(facts: Facts) -> str:
     promoted = facts.happened.count("promoted")
     retrainings = f"{facts.started} retraining{'' if facts.started == 1 else 's'}, {promoted} promoted"
     live, never = shown(facts.live, facts.metric), shown(facts.never, facts.metric)
+    if not facts.started:
+        return f"{facts.metric} {live}; no retraining was asked for"
     return f"{facts.metric} {live} with {retrainings}; {never} had nobody retrained"
 
 
@@ -92,6 +94,8 @@ def _legend(facts: Facts) -> str:
     if every is not None:
         entries.append(('<polyline class="schedule" points="1,7 23,7"/>', _every(every)))
     entries.append(('<rect class="episode" x="2" y="1" width="20" height="12"/>', "episode"))
+    if facts.happened.breakages():
+        entries.append(('<rect class="spoilt" x="2" y="1" width="20" height="12"/>', "broken data"))
     entries += [
         (f'<g class="request {kind}"><path transform="translate(12,7) scale(.8)" d="{path}"/></g>', kind)
         for kind, path in MARKS.items()
@@ -169,18 +173,18 @@ def _requests(facts: Facts) -> str:
     names = ("row", "", "outcome", "the gate says", "why it was asked")
     numbers = {episode.id: episode.number for episode in facts.happened.episodes}
     rows = "".join(
-        _request(asked, numbers.get(asked.episode, 0), facts.happened.windows[asked.window].end_row)
-        for asked in facts.happened.requests
+        _request(asked, numbers.get(asked.episode, 0), facts.happened.windows[asked.window].end_row, reason)
+        for asked, reason in zip(facts.happened.requests, facts.reasons, strict=True)
     )
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{rows}</table>"
 
 
-def _request(asked: Asked, episode: int, row: int) -> str:
+def _request(asked: Asked, episode: int, row: int, reason: str) -> str:
     action = asked.outcome.action
     return (
         f"<tr><td>{row:,}</td><td>episode&nbsp;{episode}, attempt&nbsp;{asked.attempt}</td>"
         f'<td class="{_kind(action)}">{escape(action)}</td><td>{escape(asked.outcome.sentence)}</td>'
-        f'<td class="soft">{escape(asked.reason)}</td></tr>'
+        f'<td class="soft">{escape(reason)}</td></tr>'
     )
 
 
@@ -189,14 +193,21 @@ def _kind(action: str) -> str:
 
 
 def _data(facts: Facts) -> Iterator[str]:
-    told = [one for one in facts.happened.events if one.event.kind in (Kind.DATA_BROKEN, Kind.DATA_MENDED)]
-    if not told:
+    breakages = facts.happened.breakages()
+    if not breakages:
         return
     yield "<h2>Broken data</h2>"
-    rows = "".join(
-        f"<tr><td>{facts.happened.windows[one.window].end_row:,}</td>"
-        f"<td>{'broken' if one.event.kind is Kind.DATA_BROKEN else 'mended'}</td>"
-        f"<td>{escape(', '.join(facts.happened.windows[one.window].broken))}</td></tr>"
-        for one in told
+    names = ("rows", "windows", "columns", "mended with window")
+    rows = "".join(_breakage(one, facts) for one in breakages)
+    head = "".join(f"<th>{name}</th>" for name in names)
+    yield f'<div class="card"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _breakage(one: Breakage, facts: Facts) -> str:
+    first, last = facts.rows_of(one)
+    columns = ", ".join(f"{column} ({code})" for column, code in one.columns.items())
+    mended = "not yet" if one.mended is None else str(one.mended)
+    return (
+        f"<tr><td>{first:,} to {last:,}</td><td>{one.first} to {one.last}</td>"
+        f"<td>{escape(columns)}</td><td>{mended}</td></tr>"
     )
-    yield f'<div class="card"><table><tr><th>row</th><th></th><th>columns</th></tr>{rows}</table></div>'

@@ -52,8 +52,10 @@ class MemoryReferences:
 
     def learn(self, model: str, version: str, rows: Sequence[PredictionRecord]) -> DriftEngine:
         features, predictions = [row.features for row in rows], [row.prediction for row in rows]
-        times = [row.event_time for row in rows]
-        learned = Reference.from_rows(model, version, features, predictions, self._settings.drift, times)
+        times, segments = [row.event_time for row in rows], [row.segment for row in rows]
+        learned = Reference.from_rows(
+            model, version, features, predictions, self._settings.drift, times, segments=segments
+        )
         found = self._look(model, version) if self._look else None
         if found is not None and found.digest != learned.digest:
             raise StoredReference(version)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from flows.backtest.facts import Facts
-from flows.backtest.happened import Asked
+from flows.backtest.happened import Asked, Breakage
 from flows.backtest.options import Options
 from flows.scoring import Metric
 
@@ -37,6 +37,7 @@ def table(facts: Facts) -> Iterator[str]:
     )
     yield ""
     yield from _requests(facts)
+    yield from _breakages(facts)
 
 
 def _compared(facts: Facts) -> Iterator[tuple[str, str, str]]:
@@ -56,6 +57,21 @@ def _requests(facts: Facts) -> Iterator[str]:
     numbers = {episode.id: episode.number for episode in facts.happened.episodes}
     rows = [_request(asked, numbers.get(asked.episode, 0), facts) for asked in facts.happened.requests]
     yield from columns(rows)
+
+
+def _breakages(facts: Facts) -> Iterator[str]:
+    breakages = facts.happened.breakages()
+    if breakages:
+        yield ""
+        yield "Broken data:"
+        yield from columns([_breakage(one, facts) for one in breakages])
+
+
+def _breakage(one: Breakage, facts: Facts) -> tuple[str, ...]:
+    first, last = facts.rows_of(one)
+    mended = "not mended" if one.mended is None else f"mended with window {one.mended}"
+    which = ", ".join(f"{column} ({code})" for column, code in one.columns.items())
+    return f"windows {one.first} to {one.last}", f"rows {first:,} to {last:,}", which, mended
 
 
 def _request(asked: Asked, episode: int, facts: Facts) -> tuple[str, ...]:

@@ -322,10 +322,11 @@ def test_what_is_written_is_delivered_at_once_and_nobody_asks_in_between(deliver
 
 def held(delivering: Delivering) -> str:
     """What the request waits for, as status and metrics have it."""
-    (request,) = ledger_status(delivering.ledger, [delivering.model])["models"][delivering.model]["requests"]
+    models = {delivering.model: ModelSettings()}
+    (request,) = ledger_status(delivering.ledger, models)["models"][delivering.model]["requests"]
     owner = Ownership()
     owner.begin()
-    metrics = LedgerMetrics(delivering.ledger, [delivering.model], 0.0, owner, lambda: True)
+    metrics = LedgerMetrics(delivering.ledger, models, 0.0, owner, lambda: True)
     (family,) = [one for one in metrics.collect() if one.name == "retrain_daemon_held_requests"]
     (sample,) = family.samples
     assert sample.value == (request["held"] is not None)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -41,6 +42,7 @@ MODEL = ModelSettings(
     window=WindowSettings(seconds=50.0, grace_seconds=0.0, min_rows=10, max_rows=50),
     policy=PolicySettings(method="thresholds", for_windows=2, backoff_windows=1),
 )
+BY_BUDGET = PolicySettings(windows_between_false_retrainings=4.0)
 TOPICS = ("predictions", "labels")
 
 
@@ -103,7 +105,9 @@ class Member:
             self.metrics,
         )
         self.metrics.registry.register(
-            LedgerMetrics(self.ledger, ["fraud"], 120.0, self.loop.owner, lambda: self.prefect_reachable)
+            LedgerMetrics(
+                self.ledger, {"fraud": world.model}, 120.0, self.loop.owner, lambda: self.prefect_reachable
+            )
         )
         self.http = HttpServer("127.0.0.1", 0, world.folder, dict, self.health, self.metrics.render)
         self.http.start()
@@ -192,6 +196,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 def experienced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
     """A member that has been through everything: drift, labels, garbage, late records. To be read only."""
     world = Watched(tmp_path_factory.mktemp("experienced"))
+    world.model = msgspec.structs.replace(MODEL, policy=BY_BUDGET)
     member = world.member()
     world.predict(200)
     world.predict(150, shift=60.0)

@@ -1,5 +1,6 @@
 """A backtest does what the daemon and its flows would have done, and knows nothing before its time."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from flows.backtest.facts import facts_of
 from flows.backtest.file_replay import FileReplay, Replayed
+from flows.backtest.page import page
 from flows.backtest.schedules import MOST_FITS, Schedules, intervals
 from flows.backtest.stream import Stream
+from flows.backtest.told import table
 from monitors.events import Kind
 from monitors.settings import (
     FlowSettings,
@@ -226,7 +229,9 @@ def test_a_broken_column_is_told_of_and_mended_and_nothing_is_retrained(how: str
     broken = slice(REFERENCE + 4 * WINDOW, REFERENCE + 7 * WINDOW)
     price = features["price"].to_numpy().copy()
     price[broken] = price[broken] * 1_000 if how == "times a thousand" else np.nan
-    happened = replay(made_of(features.assign(price=price), labels)).happened
+    whole = made_of(features.assign(price=price), labels)
+    replayed = replay(whole)
+    happened = replayed.happened
 
     windows = [window.number for window in happened.windows if "price" in window.broken]
     assert windows == [4, 5, 6]
@@ -235,6 +240,40 @@ def test_a_broken_column_is_told_of_and_mended_and_nothing_is_retrained(how: str
     broken_column = happened.events[0].event.payload["broken"][0]
     assert broken_column["column"] == "price"
     assert happened.requests == []
+
+    facts = facts_of(whole, "accuracy", replayed, (), (), 0.0)
+    (breakage,) = happened.breakages()
+    assert (breakage.first, breakage.last, breakage.mended) == (4, 6, 7)
+    assert facts.rows_of(breakage) == (broken.start, broken.stop)
+    code = "out_of_range" if how == "times a thousand" else "null_share"
+    assert list(table(facts))[-1] == (
+        f"  windows 4 to 6  rows 1,000 to 1,300  price ({code})  mended with window 7"
+    )
+    text = page(facts)
+    assert f"<td>1,000 to 1,300</td><td>4 to 6</td><td>price ({code})</td><td>7</td>" in text
+    assert text.count('class="spoilt"') == 2, "in the chart and in its legend"
+
+
+def test_data_that_is_not_mended_is_broken_to_the_end() -> None:
+    features = wandering(ROWS)
+    labels = (features["price"] + features["demand"] > 0).astype(int).tolist()
+    features.loc[REFERENCE + 10 * WINDOW :, "flow"] = np.nan
+    (breakage,) = replay(made_of(features, labels)).happened.breakages()
+    assert (breakage.first, breakage.last, breakage.mended) == (10, WINDOWS - 1, None)
+
+
+def test_a_reason_is_in_times_where_the_stream_has_any_and_else_in_rows() -> None:
+    features = wandering(ROWS)
+    labels = (features["price"] > 0).astype(int)
+    labels[CHANGE:] = 1 - labels[CHANGE:]
+    whole = made_of(features, labels.tolist())
+    replayed = replay(whole)
+    timed = facts_of(whole, "accuracy", replayed, (), (), 0.0)
+    assert list(timed.reasons) == [asked.reason for asked in replayed.happened.requests]
+    at = f"since {whole.times[CHANGE].isoformat()}"
+    assert at in timed.reasons[0]
+    untimed = facts_of(replace(whole, timed=False), "accuracy", replayed, (), (), 0.0)
+    assert f"since row {CHANGE:,}" in untimed.reasons[0] and at not in untimed.reasons[0]
 
 
 # Facts

@@ -282,7 +282,9 @@ def test_each_member_tells_metrics_of_its_own_models(town: Town) -> None:
     cycles(*members)
     told = []
     for member in members:
-        metrics = LedgerMetrics(town.ledger, list(HOMES), 120.0, member.owner, lambda: True)
+        metrics = LedgerMetrics(
+            town.ledger, dict.fromkeys(HOMES, ModelSettings()), 120.0, member.owner, lambda: True
+        )
         stages = next(family for family in metrics.collect() if family.name.endswith("_stage"))
         told.append(sorted({sample.labels["model"] for sample in stages.samples}))
     assert sorted(told) == [["a", "b"], ["c", "d"]]

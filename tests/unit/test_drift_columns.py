@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -92,6 +93,45 @@ def test_numbers_of_another_magnitude_are_out_of_range() -> None:
     assert codes(judge(ages(1200), ages(1000, start=2_000.0)))[0] == ("age", "out_of_range", True)
     calm = judge(ages(1200), ages(1000, start=500.0))
     assert codes(calm) == [] and calm.drifted_columns == ("age",)
+
+
+def column(values: Sequence[Scalar]) -> list[PredictionRecord]:
+    """Rows of one column beside a calm one."""
+    return [record(i, {"a": value, "calm": i % 7}, 0) for i, value in enumerate(values)]
+
+
+def found(before: Sequence[Scalar], now: Sequence[Scalar]) -> tuple[set[str], bool]:
+    """The codes of what is broken, and whether that says nothing of the world."""
+    report = judge(column(before), column(now))
+    return {finding.code for finding in report.findings if finding.broken}, report.damaged
+
+
+def test_a_constant_is_as_wide_as_it_is_large() -> None:
+    small = [0.0035] * 1200
+    assert found(small, [3.5] * 1000) == ({"out_of_range"}, True)
+    assert found(small, [0.01] * 1000) == (set(), False), "it was set anew"
+    assert found([0] * 1200, [7] * 1000) == (set(), False)
+
+
+def test_categories_that_are_numbers_are_broken_by_another_magnitude_only() -> None:
+    days = [i % 7 + 1 for i in range(1200)]
+    assert found(days, [day * 1_000 for day in days]) == ({"out_of_range"}, True)
+    assert found([1, 2, 3, 4] * 300, [5, 6] * 500) == (set(), False), "the months go on"
+    names = [str(day) for day in days]
+    assert found(names, [f"{day}000" for day in days]) == ({"unseen_category"}, False), (
+        "text has no magnitude"
+    )
+
+
+@pytest.mark.parametrize("kind", [float, int])
+def test_a_change_of_unit_is_seen_in_what_is_not_zero(kind: type) -> None:
+    """Zeros stay zeros whatever the unit: of a gain that one in twenty has, only those are moved."""
+    gains = [kind(i % 3 + 1 if i % 20 == 0 else 0) for i in range(1200)]
+    assert found(gains, [gain * 1_000 for gain in gains]) == ({"out_of_range"}, True)
+    rare = [kind(900 if i % 120 == 0 else gain) for i, gain in enumerate(gains)]
+    assert found(gains, rare) == (set(), False), "ten outliers among sixty gains"
+    few = [kind(0) if i >= 180 else gain * 1_000 for i, gain in enumerate(gains)]
+    assert found(gains, few) == (set(), False), "nine values make no unit"
 
 
 def test_missing_counts_beyond_the_nulls_of_the_reference_only() -> None:

@@ -121,7 +121,7 @@ def test_what_waits_for_labels_that_never_come_is_bounded_and_counted(days: Days
     assert max(size[2] for size in sizes) < 1.1 * sizes[0][2]
     expired = (6 * 24 - 1 - 10) * ROWS
     assert days.member.ledger.counters()["predictions_expired"] == expired
-    assert ledger_status(days.member.ledger, ["fraud"])["predictions_expired"] == expired
+    assert ledger_status(days.member.ledger, {"fraud": MODEL})["predictions_expired"] == expired
     since_the_restart = 2 * 24 * ROWS
     assert days.member.value("predictions_expired_total", "fraud") == since_the_restart
 

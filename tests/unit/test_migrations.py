@@ -72,6 +72,7 @@ def test_what_the_first_release_wrote_is_all_there(old: str) -> None:
     assert (model.state.stage, model.state.episodes) == ("open", 1)
     assert {version: len(saved.rows) for version, saved in model.versions.items()} == {"1": 1, "2": 1}
     assert len(model.pending) == 7 and len(model.pending[1].labels) == 5
+    assert all(list(window.segments.parts()) == [] for window in model.pending), "of which nobody knew then"
     assert len(model.early) == 22
     first, second = ledger.requests("fraud")
     assert (first.state, first.outcome and first.outcome.sentence) == ("ended", "no better")
@@ -81,7 +82,8 @@ def test_what_the_first_release_wrote_is_all_there(old: str) -> None:
     assert [row["stage"] for row in ledger.episodes("fraud")] == ["open"]
     assert set(ledger.silences()) == {"fraud"} and ledger.redrives() == {"predictions/0/7": "sent"}
     (window, *_) = ledger.stored_windows("fraud")
-    assert window.grounds and ledger.judged_count("fraud", "1") == 8
+    assert window.grounds and ledger.judged_count("fraud", "1") == 8 and window.performance is None
+    assert ledger.counted_windows("fraud") == (0, None)
     ledger.close()
 
 

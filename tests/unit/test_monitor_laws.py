@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from daemon.ledger import Checkpoint, Ledger, Position
-from monitors.drift import DriftEngine, DriftReport, DriftScore
+from monitors.drift import DriftEngine, DriftReport, DriftScore, SegmentShift
 from monitors.episodes import Circumstances, Judged
 from monitors.events import Kind
 from monitors.monitor import Monitor, Result
@@ -35,6 +35,9 @@ class MeanEngine:
         distance = abs(self._mean_of(records) - self._mean)
         score = DriftScore("x", "mean", distance, 1.0, ">=", distance >= 1.0, 1, len(records), "test/mean")
         return DriftReport((score,))
+
+    def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
+        return ()
 
     @staticmethod
     def _mean_of(rows: Sequence[PredictionRecord]) -> float:

@@ -60,6 +60,7 @@ class World:
 
     engine: Literal["compiled", "evidently"] = "compiled"
     distrusted: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, model: ModelSettings, partitions: int) -> None:
         self.model = model
@@ -136,6 +137,8 @@ class World:
             },
             "prediction": number % 2,
         }
+        if self.segments:
+            body["segment"] = self.segments[number % len(self.segments)]
         partition = Partition(TOPIC, number % self._partitions)
         self.log.append(partition, json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000))
 
@@ -195,6 +198,28 @@ def altered(original: MemoryLog, partition: Partition, offset: int, value: bytes
             changed = one == partition and raw.offset == offset
             log.append(one, value if changed else raw.value, timestamp_ms=raw.timestamp_ms)
     return log
+
+
+class Uneven(World):
+    """The shift is in one of three segments alone."""
+
+    segments = ("d", "d", "e")
+
+    def _predict(self, number: int, shift: float) -> None:
+        super()._predict(number, shift if number % 3 == 2 else 0.0)
+
+
+def test_in_which_segments_a_shift_is_is_recomputed(tmp_path: Path) -> None:
+    long = msgspec.structs.replace(BY_TIME.window, seconds=180.0, max_rows=180)
+    world = Uneven(tmp_path, msgspec.structs.replace(BY_TIME, window=long), 1)
+    world.play()
+    found = world.verify()
+    assert found.equal and found.windows, told(found)
+    (row, *_) = world.rows('SELECT id, evidence FROM windows WHERE evidence LIKE \'%"segment":"e"%\'')
+    changed = row[1].replace('"segment":"e"', '"segment":"d"', 1)
+    world.change("UPDATE windows SET evidence = ? WHERE id = ?", changed, row[0])
+    assert parts(world.verify()) == ["segment"]
+    world.ledger.close()
 
 
 def test_every_episode_is_equal_and_was_recomputed(world: World) -> None:
