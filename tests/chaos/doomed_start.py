@@ -20,6 +20,7 @@ from daemon.wire.prefect import PrefectApi
 from monitors.events import Kind
 
 DAEMON_STEPS = ("read", "scored", "before_commit", "after_commit", "posted", "confirmed")
+SERVER = "prefect_server"
 
 
 class NotedDoom(Doom):
@@ -66,6 +67,7 @@ class ChaosApi(PrefectApi):
         if self.server:
             os.killpg(self.server, signal.SIGKILL)
             type(self).server = 0
+            self.doom.at(SERVER)
         self.doom.at("posted")
 
 
@@ -78,7 +80,12 @@ class Unreviewed(NoReviews):
 
 
 def main(config: str, output: str, steps: Mapping[str, int], note: str, server: int) -> None:
-    """Be the daemon until killed; `server` is a process group to kill after the first event it takes."""
+    """
+    Be the daemon until killed.
+
+    `server` is a process group to kill once it has taken an event; with the step `prefect_server` the
+    daemon dies just after it.
+    """
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from doomed_run import FLOW_STEPS
-from doomed_start import DAEMON_STEPS
+from doomed_start import DAEMON_STEPS, SERVER
 from patience import Patience
 from scene import MODELS
-from storm import READING, SERVER, Storm
+from storm import READING, Storm
 from verdict import altered_byte_is_found, decisions, judged_windows, runs, verifications
 from world import World
 

@@ -4,15 +4,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from doomed_start import DAEMON_STEPS
+from doomed_start import DAEMON_STEPS, SERVER
 from scene import MODELS
 from world import Doomed, World
 
-SERVER, ELSEWHERE = "prefect_server", "elsewhere"
+ELSEWHERE = "elsewhere"
 READING = ("read", "scored", "before_commit", "after_commit")
-# A run that loses its server twice has failed, and its request with it. So the server dies in the first
-# event of a part and in the first request, and before that request's run has begun.
-SERVER_KILLS = {True: 2, False: 1}
+# A run that loses its server twice has failed, and its request with it. So the server dies at the first
+# event of a part, as often as wanted while its daemon dies too, and once more at the first request, before
+# that request's run has begun.
+OUTLIVED = 2
 
 
 class Storm:
@@ -54,9 +55,9 @@ class Storm:
         if self._kills:
             self._reading(part)
             if part > 1:
-                self._die({"after_commit": 2}, self._world.has_read)
-                self._server(SERVER_KILLS[drifted])
+                self._die({"after_commit": 2, "posted": 1}, self._world.has_read)
             if drifted:
+                self._server(stage)
                 self._outbox_and_runs(stage, requests)
         self._finish(stage, requests)
 
@@ -64,24 +65,31 @@ class Storm:
         steps = [step for step in READING for _ in range(self._due(step, part, 2 * self._stages))]
         self._chance.shuffle(steps)
         for step in steps:
+            if self._world.has_read():
+                # A version that is met is written down at once, and all that was read with it: the next
+                # daemon may close the windows before it dies. Later parts catch up with what is missing.
+                return
             # The first commit says who owns the ledger now; the second would be of what was read.
             countdown = self._chance.randint(1, 2) if step == "before_commit" else 1
-            self._die({step: countdown}, self._world.has_read)
+            # What is decided all the same stays in line for what is to be killed later.
+            self._die({step: countdown, "posted": 1}, self._world.has_read)
 
-    def _server(self, most: int) -> None:
-        """Prefect dies as soon as it has acknowledged an event; the daemon marks it, and dies too."""
-        for _ in range(min(most, self._kills[SERVER] - self.counts[SERVER])):
-            daemon = self._world.daemon(server=self._world.server.process_group)
-            self._world.wait_for(
+    def _server(self, stage: int) -> None:
+        """Prefect dies as soon as it has acknowledged an event; its daemon before or after it notes that."""
+        world = self._world
+        for left in reversed(range(self._due(SERVER, stage, self._stages))):
+            outlived = left < OUTLIVED
+            daemon = world.daemon({} if outlived else {SERVER: 1}, world.server.process_group)
+            world.wait_for(
                 daemon,
-                lambda: not self._world.server.alive or self._world.has_posted(),
+                lambda: not world.server.alive or world.has_posted(),
                 "a server that dies with an event that it took",
             )
-            self._bury(daemon)
-            if self._world.server.alive:
+            died_with_it = self._bury(daemon) == SERVER
+            if world.server.alive and not died_with_it:
                 return
-            self.counts[SERVER] += 1
-            self._world.restart_server()
+            self.counts[SERVER] += outlived
+            world.restart_server()
 
     def _outbox_and_runs(self, stage: int, requests: int) -> None:
         """Whoever is still to die with an event in hand, then one for each run that is confirmed."""
@@ -100,13 +108,15 @@ class Storm:
         self._world.wait_for(daemon, too_late, f"a daemon that dies {' or '.join(steps)}")
         self._bury(daemon)
 
-    def _bury(self, daemon: Doomed) -> None:
-        self.counts[daemon.end() or ELSEWHERE] += 1
+    def _bury(self, daemon: Doomed) -> str:
+        step = daemon.end() or ELSEWHERE
+        self.counts[step] += 1
+        return step
 
     def _finish(self, stage: int, requests: int) -> None:
         world, daemon = self._world, self._world.daemon()
         world.wait_for(
-            daemon, lambda: world.has_read() and world.has_ended(requests), f"the end of stage {stage}"
+            daemon, lambda: world.has_posted() and world.has_ended(requests), f"the end of stage {stage}"
         )
         alive = daemon.alive
         died_in = daemon.end()
