@@ -18,7 +18,8 @@ test: .venv/complete
 test-slow: .venv/complete
 	$(RUN)/python -m pytest -q -m slow $(ARGS)
 
-# Everything killed, 200 times over or CHAOS_KILLS=n, and held against an undisturbed run; some 15 minutes.
+# Everything killed, 200 times over or CHAOS_KILLS=n, and held against an undisturbed run; half an hour on a
+# busy machine.
 chaos: .venv/complete
 	@$(RUN)/python tests/chaos/chaos.py
 

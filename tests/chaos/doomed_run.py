@@ -18,14 +18,21 @@ PRELOADED = (
     "flows.retrain",
     "mlflow.pyfunc",
     "mlflow.sklearn",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
     "pandas",
-    "sklearn.ensemble",
-    "flows.training",
+    "skops.io",
 )
 
 
 class FlowDoom:
-    """Remembers in files which deaths were died; whoever comes next goes on to the next."""
+    """
+    Remembers in files which deaths were died; whoever comes next goes on to the next.
+
+    Mostly a run goes on in another process, as a cluster starts the container of a job again. One death
+    in four of each step ends the run with its process, and the daemon sees to it; never two of one
+    request, which has failed then.
+    """
 
     def __init__(self, deaths: Path, most: int) -> None:
         self._deaths = deaths
@@ -34,13 +41,15 @@ class FlowDoom:
 
     def at(self, step: str) -> None:
         died = self._deaths / f"{self.request}.{step}"
-        if died.exists() or len(list(self._deaths.glob(f"*.{step}"))) >= self._most:
+        before = len(list(self._deaths.glob(f"*.{step}")))
+        if died.exists() or before >= self._most:
             return
-        # In one step of every other request the run is over with its process, and the daemon sees to it.
-        # Mostly it goes on in another process, as a cluster starts the container of a job again.
-        over = int(self.request[:8], 16) % (2 * len(FLOW_STEPS)) == FLOW_STEPS.index(step)
+        over = before % len(FLOW_STEPS) == FLOW_STEPS.index(step) and not self._was_over()
         died.write_text(os.environ["PREFECT__FLOW_RUN_ID"] if over else "")
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _was_over(self) -> bool:
+        return any(one.read_text() for one in self._deaths.glob(f"{self.request}.*"))
 
 
 def main(environment: Mapping[str, str], folder: str, deaths: str, most: int, output: str) -> None:

@@ -4,8 +4,10 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from doomed_daemon import Doom, DoomedLedger, DoomedLoop, DoomedSource, NoReviews
 
@@ -18,6 +20,30 @@ from daemon.wire.prefect import PrefectApi
 from monitors.events import Kind
 
 DAEMON_STEPS = ("read", "scored", "before_commit", "after_commit", "posted", "confirmed")
+SERVER = "prefect_server"
+
+
+class NotedDoom(Doom):
+    """The first of several steps, each with its countdown; a note tells which one it was."""
+
+    def __init__(self, steps: Mapping[str, int], note: Path) -> None:
+        self._steps = dict(steps)
+        self._note = note
+        self._only_one = threading.Lock()
+
+    def at(self, step: str) -> None:
+        if step not in self._steps:
+            return
+        self._steps[step] -= 1
+        if self._steps[step] <= 0:
+            self._die(step)
+
+    def _die(self, step: str) -> NoReturn:
+        # Never released: another thread must not spoil the note while this one ends it all.
+        self._only_one.acquire()
+        self._note.write_text(step)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("a process outlived its SIGKILL")
 
 
 class ChaosLedger(DoomedLedger):
@@ -41,6 +67,7 @@ class ChaosApi(PrefectApi):
         if self.server:
             os.killpg(self.server, signal.SIGKILL)
             type(self).server = 0
+            self.doom.at(SERVER)
         self.doom.at("posted")
 
 
@@ -52,12 +79,17 @@ class Unreviewed(NoReviews):
     def close(self) -> None: ...
 
 
-def main(config: str, output: str, step: str, countdown: int, server: int) -> None:
-    """Be the daemon until killed; `server` is a process group to kill after the first event it takes."""
+def main(config: str, output: str, steps: Mapping[str, int], note: str, server: int) -> None:
+    """
+    Be the daemon until killed.
+
+    `server` is a process group to kill once it has taken an event; with the step `prefect_server` the
+    daemon dies just after it.
+    """
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
-    doom = Doom(step, countdown)
+    doom = NotedDoom(steps, Path(note))
     DoomedSource.doom = ChaosLedger.doom = DoomedLoop.doom = ChaosApi.doom = doom
     ChaosApi.server = server
     daemon.wire.kafka.KafkaSource = DoomedSource

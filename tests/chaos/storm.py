@@ -3,22 +3,26 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from multiprocessing.context import ForkServerProcess
 
-from doomed_start import DAEMON_STEPS
+from doomed_start import DAEMON_STEPS, SERVER
 from scene import MODELS
-from world import World
+from world import Doomed, World
 
-SERVER, ELSEWHERE = "prefect_server", "elsewhere"
+ELSEWHERE = "elsewhere"
 READING = ("read", "scored", "before_commit", "after_commit")
+# A run that loses its server twice has failed, and its request with it. So the server dies at the first
+# event of a part, as often as wanted while its daemon dies too, and once more at the first request, before
+# that request's run has begun.
+OUTLIVED = 2
 
 
 class Storm:
     """
     One play of the scene; `kills` says how many of each daemon step and of the server there are to be.
 
-    A process that dies before its second commit leaves the same work to the next, so those steps can be
-    had as often as wanted.
+    A process that dies before its second commit leaves the same work to the next, and one that dies
+    before an event is marked as posted leaves the event, so those steps can be had as often as wanted.
+    Each request is confirmed once, and whoever confirms it dies.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Storm:
         world = self._world
         for stage in range(1, self._stages + 1):
             for drifted in (False, True):
+                world.patience.begin(f"writing stage {stage}")
                 world.scene.write_part(stage, drifted, world.serving())
                 self._part(stage, drifted)
             self._tell(f"stage {stage} of {self._stages}, killed so far: {self.kills_by_step()}")
@@ -47,68 +52,75 @@ class Storm:
     def _part(self, stage: int, drifted: bool) -> None:
         requests = (stage if drifted else stage - 1) * len(MODELS)
         part = 2 * stage - 1 + drifted
-        reading = [step for step in READING for _ in range(self._due(step, part, 2 * self._stages))]
-        self._chance.shuffle(reading)
-        for step in reading:
-            # The first commit says who owns the ledger now; the second would be of what was read.
-            self._kill(step, 1 if step == "after_commit" else self._countdown(step), self._world.has_read)
-        if self._kills and part > 1:
-            self._kill("after_commit", 2, self._world.has_read)
-            # Before a run of this part has begun, in the first event or after the first request: a run
-            # that loses its server twice has failed, and its request with it.
-            for _ in range(min(2 if drifted else 1, self._due(SERVER, part, 2 * self._stages))):
-                self._kill_server()
-        if drifted and self._kills:
-            self._outbox_and_runs(stage, requests)
+        if self._kills:
+            self._reading(part)
+            if part > 1:
+                self._die({"after_commit": 2, "posted": 1}, self._world.has_read)
+            if drifted:
+                self._server(stage)
+                self._outbox_and_runs(stage, requests)
         self._finish(stage, requests)
 
-    def _countdown(self, step: str) -> int:
-        return self._chance.randint(1, 2) if step == "before_commit" else 1
+    def _reading(self, part: int) -> None:
+        steps = [step for step in READING for _ in range(self._due(step, part, 2 * self._stages))]
+        self._chance.shuffle(steps)
+        for step in steps:
+            if self._world.has_read():
+                # A version that is met is written down at once, and all that was read with it: the next
+                # daemon may close the windows before it dies. Later parts catch up with what is missing.
+                return
+            # The first commit says who owns the ledger now; the second would be of what was read.
+            countdown = self._chance.randint(1, 2) if step == "before_commit" else 1
+            # What is decided all the same stays in line for what is to be killed later.
+            self._die({step: countdown, "posted": 1}, self._world.has_read)
+
+    def _server(self, stage: int) -> None:
+        """Prefect dies as soon as it has acknowledged an event; its daemon before or after it notes that."""
+        world = self._world
+        for left in reversed(range(self._due(SERVER, stage, self._stages))):
+            outlived = left < OUTLIVED
+            daemon = world.daemon({} if outlived else {SERVER: 1}, world.server.process_group)
+            world.wait_for(
+                daemon,
+                lambda: not world.server.alive or world.has_posted(),
+                "a server that dies with an event that it took",
+            )
+            died_with_it = self._bury(daemon) == SERVER
+            if world.server.alive and not died_with_it:
+                return
+            self.counts[SERVER] += outlived
+            world.restart_server()
 
     def _outbox_and_runs(self, stage: int, requests: int) -> None:
+        """Whoever is still to die with an event in hand, then one for each run that is confirmed."""
         for _ in range(self._due("posted", stage, self._stages)):
-            self._kill("posted", 1, lambda: self._world.has_ended(requests))
-        for _ in range(self._due("confirmed", stage, self._stages)):
-            self._kill("confirmed", 1, lambda: self._world.has_confirmed(requests))
+            self._die({"posted": 1, "confirmed": 1}, self._world.has_posted)
+        while not self._world.has_confirmed(requests):
+            self._die({"confirmed": 1}, lambda: self._world.has_confirmed(requests))
 
     def _due(self, step: str, part: int, parts: int) -> int:
         """What is to be caught up with in this part, so that the last has had all that was asked for."""
-        return max(0, self._kills.get(step, 0) * part // parts - self.counts[step])
+        return max(0, self._kills[step] * part // parts - self.counts[step])
 
-    def _kill(self, step: str, countdown: int, too_late: Callable[[], bool]) -> None:
-        """Have a daemon die in a step; one that no longer comes to it dies wherever it is."""
-        daemon = self._world.daemon(step, countdown)
-        self._world.wait_until(lambda: not daemon.is_alive() or too_late(), f"a daemon that dies {step}")
-        if daemon.is_alive():
-            self._end(daemon)
-            return
-        daemon.join()
-        if daemon.exitcode != -9:
-            raise RuntimeError(f"a daemon that was to die {step} ended with code {daemon.exitcode}")
+    def _die(self, steps: Mapping[str, int], too_late: Callable[[], bool]) -> None:
+        """Have a daemon die in one of these steps; one that no longer comes to it dies wherever it is."""
+        daemon = self._world.daemon(steps)
+        self._world.wait_for(daemon, too_late, f"a daemon that dies {' or '.join(steps)}")
+        self._bury(daemon)
+
+    def _bury(self, daemon: Doomed) -> str:
+        step = daemon.end() or ELSEWHERE
         self.counts[step] += 1
-
-    def _kill_server(self) -> None:
-        """Prefect dies as soon as it has acknowledged one event; the daemon notices, and dies too."""
-        daemon = self._world.daemon(server=self._world.server.process_group)
-        self._world.wait_until(lambda: not self._world.server.alive, "a server that dies")
-        self.counts[SERVER] += 1
-        self._world.restart_server()
-        self._end(daemon)
+        return step
 
     def _finish(self, stage: int, requests: int) -> None:
         world, daemon = self._world, self._world.daemon()
-        try:
-            world.wait_until(
-                lambda: (world.has_read() and world.has_ended(requests)) or not daemon.is_alive(),
-                f"the end of stage {stage}",
-            )
-            if not daemon.is_alive():
-                raise RuntimeError(f"the daemon ended with code {daemon.exitcode}; see {world.folder}")
-        finally:
-            self._end(daemon)
-
-    def _end(self, daemon: ForkServerProcess) -> None:
-        daemon.kill()
-        daemon.join()
+        world.wait_for(
+            daemon, lambda: world.has_posted() and world.has_ended(requests), f"the end of stage {stage}"
+        )
+        alive = daemon.alive
+        died_in = daemon.end()
+        if not alive:
+            raise RuntimeError(f"the daemon of stage {stage} ended by itself ({died_in}); see {world.folder}")
         if self._kills:
             self.counts[ELSEWHERE] += 1

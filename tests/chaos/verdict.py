@@ -27,8 +27,13 @@ OF_TIME = (str(Kind.RETRAIN_UNCONFIRMED), str(Kind.PROMOTION_UNSERVED))
 
 
 def decisions(world: World) -> list[str]:
-    """All that was decided, in the ledger's order, without what no two plays have in common."""
+    """
+    All that was decided, in the ledger's order, without what no two plays have in common.
+
+    Each model for itself: between models the order is that of what a poll happened to bring.
+    """
     ledger, told = world.ledger, []
+    events = [event for event in ledger.events() if event["kind"] not in OF_TIME]
     for model in MODELS:
         told += [_text("window", judged) for judged in ledger.evidence(model)]
         rows = [(row["key"], row["score"], row["labelled"], row["report"]) for row in ledger.windows(model)]
@@ -36,9 +41,10 @@ def decisions(world: World) -> list[str]:
         told += [_text("episode", episode["state"]) for episode in ledger.episodes(model)]
         for request in ledger.requests(model):
             told.append(_text("request", [request.attempt, request.payload, request.outcome]))
-    for event in ledger.events():
-        if event["kind"] not in OF_TIME:
-            told.append(_text("event", json.loads(event["body"])["payload"], event["kind"]))
+        for event in events:
+            if event["model"] == model:
+                told.append(_text("event", json.loads(event["body"])["payload"], event["kind"]))
+    told.append(_text("events", len(events)))
     told.append(_text("counters", ledger.counters()))
     names: dict[str, str] = {}
     prefix = f"{world.folder.name}-"
@@ -85,6 +91,7 @@ def verifications(world: World, ledger: Ledger) -> list[Verification]:
 
 def altered_byte_is_found(world: World) -> bool:
     """Whether `verify` names the one window of which one byte of evidence was altered."""
+    world.patience.begin("verifying every episode, with a byte of evidence altered")
     forged = world.folder / "forged.db"
     with sqlite3.connect(world.folder / "ledger.db") as source, sqlite3.connect(forged) as copy:
         source.backup(copy)
