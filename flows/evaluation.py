@@ -104,7 +104,7 @@ def evaluate(
 def made_of(
     registry: Registry, settings: ModelSettings, rows: LabelledRows, span: str, since: datetime | None
 ) -> Challenger:
-    """The model that a candidate stands for: fitted up to the newest row, or an earlier champion as it was."""
+    """The model that a candidate stands for: fitted up to now, or an earlier champion as it was."""
     return again(registry, span) if is_earlier(span) else refit(settings, rows, span, since)
 
 
