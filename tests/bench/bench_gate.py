@@ -4,7 +4,8 @@ How often the gate promotes an equal, and how often it sees a better one, on sim
 Each pair answers the same holdout; right and wrong answers, errors and scores come from latent series that
 both share in part, as models that were trained on the same log do. `ar 0.9` is a first-order autoregression;
 in `turns of 50` one model is better for about 50 rows and then the other, and in `5 turns` a whole holdout
-sees only about five of them, which no test can tell from a difference that stays. Beside the gate, up to
+sees only about five of them, which no test can tell from a difference that stays. `by Brier`: both models state
+calibrated probabilities, which the gate's proof then is by. Beside the gate, up to
 2,000 rows: the paired differences taken for independent rows, and a circular block bootstrap of Politis and
 White's block length.
 
@@ -48,12 +49,14 @@ class Cell:
     rows: int
     edge: bool = False
     candidates: int = 1
+    proper: bool = False
 
     @property
     def name(self) -> str:
         """As the table calls it."""
         several = f", {self.candidates} candidates" if self.candidates > 1 else ""
-        return f"{self.metric}, {self.dependence}{several}"
+        proof = " by Brier" if self.proper else ""
+        return f"{self.metric}{proof}, {self.dependence}{several}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ def cells(quick: bool) -> Iterator[Cell]:
             yield from (Cell(metric, dependence, rows) for rows in sizes[:3])
     for dependence in ("independent", "ar 0.9"):
         yield from (Cell("accuracy", dependence, rows, candidates=3) for rows in (500, 2000))
+    for dependence in DEPENDENCES:
+        yield from (Cell("accuracy", dependence, rows, proper=True) for rows in sizes)
+    yield Cell("accuracy", "ar 0.9", 2000, candidates=3, proper=True)
+    for dependence in ("independent", "ar 0.5", "ar 0.9", "turns of 50"):
+        yield Cell("accuracy", dependence, 2000, edge=True, proper=True)
     for metric in METRICS[:1] if quick else METRICS:
         for dependence in ("independent", "ar 0.5", "ar 0.9", "turns of 50"):
             yield Cell(metric, dependence, 2000, edge=True)
@@ -122,15 +130,21 @@ def pair(cell: Cell, random: np.random.Generator) -> tuple[Floats, list[Answers]
 
     def model(name: str, better: bool, sign: float) -> Answers:
         own = np.sqrt(1.0 - SHARED) * series(cell.dependence, cell.rows, random)
-        return _answers(cell.metric, name, labels, common + own + sign * swing, better)
+        return _answers(cell, name, labels, common + own + sign * swing, better)
 
     challengers = [model(f"candidate {place}", cell.edge, 1.0) for place in range(cell.candidates)]
     return labels, challengers, model("champion", False, -1.0)
 
 
-def _answers(metric: Metric, name: str, labels: Floats, latent: Floats, better: bool) -> Answers:
+def _answers(cell: Cell, name: str, labels: Floats, latent: Floats, better: bool) -> Answers:
     """The higher its latent value, the worse the answer to a row."""
-    good = BETTER if better else GOOD
+    good, metric = BETTER if better else GOOD, cell.metric
+    if cell.proper:
+        # Two normal scores so far apart that a cut between them is right as often as asked, calibrated.
+        distance = 2.0 * norm.ppf(good)
+        scores = np.where(labels > 0.0, distance - latent, latent)
+        odds = np.exp(distance * (scores - distance / 2.0))
+        return Answers(name, (scores > distance / 2.0).astype(int), odds / (1.0 + odds))
     if metric == "mae":
         scale = 0.98 if better else 1.0
         return Answers(name, labels + scale * latent)

@@ -83,6 +83,48 @@ def test_a_clearly_better_classifier_is_promoted(metric: str) -> None:
     assert result.low is not None and result.low > 0
 
 
+def scored(truth: np.ndarray, distance: float, random: np.random.Generator) -> Answers:
+    """A model with calibrated probabilities: the classes' scores lie `distance` deviations apart."""
+    scores = truth * distance + random.normal(size=len(truth))
+    probabilities = 1.0 / (1.0 + np.exp(-distance * (scores - distance / 2.0)))
+    return Answers("scored", (probabilities > 0.5).astype(int), probabilities)
+
+
+def test_brier_scores_prove_what_hits_alone_could_not() -> None:
+    random = np.random.default_rng(10)
+    truth = random.integers(0, 2, 1200)
+    better, usual = scored(truth, 2.15, random), scored(truth, 2.0, random)
+    without = [Answers(one.source, one.predictions) for one in (better, usual)]
+    by_hits, by_brier = verdict(truth, *without), verdict(truth, better, usual)
+    assert (by_hits.action, by_brier.action) == ("refused", "promoted")
+    assert "Brier +" in by_brier.sentence
+    assert by_brier.low == by_hits.low
+
+
+def test_a_better_brier_score_is_not_enough_where_accuracy_is_the_lower_one() -> None:
+    """A champion that is right more often and says it badly stays."""
+    random = np.random.default_rng(6)
+    truth = random.integers(0, 2, 2000)
+    challenger = scored(truth, 2.0, random)
+    more = (challenger.predictions == truth) | (random.random(2000) < 0.1)
+    answered = np.where(more, truth, 1 - truth)
+    champion = Answers("timid", answered, np.where(answered == 1, 0.51, 0.49))
+    result = verdict(truth, challenger, champion)
+    assert (result.action, failed(result)) == ("refused", ["superior"])
+    assert result.surety is not None and result.surety > 1.0
+
+
+def test_of_equally_good_pairs_with_probabilities_about_one_in_twenty_is_promoted() -> None:
+    promoted, trials = 0, 250
+    for trial in range(trials):
+        random = np.random.default_rng([trial, 7])
+        truth = random.integers(0, 2, 400)
+        pair = scored(truth, 2.0, random), scored(truth, 2.0, random)
+        promoted += verdict(truth, *pair, seed=trial).action == "promoted"
+    # 5 % of 250 is 12.5, and 23 is three standard deviations above that.
+    assert promoted <= 23
+
+
 def test_a_worse_model_is_refused_with_the_interval_in_the_sentence() -> None:
     random = np.random.default_rng(2)
     truth = random.integers(0, 2, 600)
