@@ -5,7 +5,6 @@ from datetime import datetime
 
 import msgspec
 
-from monitors.performance import Performance
 from monitors.records import LabelRecord, Partition
 
 
@@ -29,11 +28,3 @@ class Place(msgspec.Struct, frozen=True, order=True):
 
     time: datetime
     partition: Partition
-
-
-class Matured(msgspec.Struct, frozen=True):
-    """A second judgement of one model, and how many of a result's windows were judged before it."""
-
-    model: str
-    performance: Performance
-    after: int
