@@ -38,6 +38,7 @@ from monitors.records import (
     RawRecord,
 )
 from monitors.settings import LimitSettings, ModelSettings
+from monitors.steps import Ended, Moved, Taken
 
 log = structlog.get_logger()
 
@@ -142,6 +143,7 @@ class Loop:
         self._elsewhere: set[str] = set()
         self._pending: list[Event] = []
         self._ended: list[tuple[str, Outcome]] = []
+        self._heard_of: list[tuple[str, Taken]] = []
         self._saved_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -183,7 +185,7 @@ class Loop:
         self._hear_news(self._monitor)
         result = self._close(self._monitor)
         due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
-        if due or result.judged or result.performances or self._pending or self._ended:
+        if due or result.steps or self._pending or self._heard_of:
             self._checkpoint(result)
         return result
 
@@ -217,7 +219,7 @@ class Loop:
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
         self._counters = {}
-        self._pending, self._ended = [], []
+        self._pending, self._ended, self._heard_of = [], [], []
         self._labels, self._held, self._stalls = {}, frozenset(), Stalls()
         self._behind, self._awaited, self._counted = frozenset(), {}, {}
         self._source.hold(())
@@ -386,9 +388,11 @@ class Loop:
             if isinstance(news, RequestEnded):
                 self._pending += model.outcome(news.request, news.outcome)
                 self._ended.append((news.request, news.outcome))
+                self._heard_of.append((news.model, Ended(news.request, news.outcome)))
                 log.info("request_ended", model=news.model, action=news.outcome.action, request=news.request)
             elif isinstance(news, ChampionMoved):
                 self._pending += model.champion(news.version, news.action)
+                self._heard_of.append((news.model, Moved(news.version, news.action)))
             else:
                 self._dispute(news)
 
@@ -516,19 +520,21 @@ class Loop:
         told = {event.payload.get("report_url") for event in result.events}
         urls = [self._reviews.url_of(one.model, one.version, one.key) for one in result.judged]
         reports = [url if url in told else "" for url in urls]
+        taken = [*self._heard_of, *result.steps]
         step = Checkpoint(
             positions=moved,
             models={name: model.take_changes() for name, model in monitor.models.items()},
             judged=list(zip(result.judged, reports, strict=True)),
             grounds=list(map(self._grounds, result.judged, result.rows)),
-            settings={by.digest: by.body for one in result.judged for by in (self._judged_by[one.model],)},
+            settings={by.digest: by.body for model, _ in taken for by in (self._judged_by[model],)},
             performances=result.performances,
             events=[*result.events, *self._pending],
             ended=self._ended,
+            steps=[(model, self._judged_by[model].digest, one) for model, one in taken],
             counters=self._counters,
         )
         self._ledger.checkpoint(step)
-        self._pending, self._ended, self._moved, self._counters = [], [], set(), {}
+        self._pending, self._ended, self._heard_of, self._moved, self._counters = [], [], [], set(), {}
         self._saved_at = time.monotonic()
         self._observer.kept(step, self._saved_at - began)
         self._source.commit({partition: position.next_offset for partition, position in moved.items()})

@@ -52,11 +52,24 @@ def _homes_of_models(tx: sa.Connection) -> None:
     )
 
 
+def _steps(tx: sa.Connection) -> None:
+    number = "SERIAL" if tx.dialect.name == "postgresql" else "INTEGER"
+    tx.execute(
+        sa.text(
+            f"CREATE TABLE steps (id {number} NOT NULL, model VARCHAR(255) NOT NULL, "
+            "settings VARCHAR(64) NOT NULL, body TEXT NOT NULL, taken_at VARCHAR(40) NOT NULL, "
+            "PRIMARY KEY (id))"
+        )
+    )
+    tx.execute(sa.text("CREATE INDEX steps_of ON steps (model)"))
+
+
 # In order: the first leads from schema 1 to 2.
 MIGRATIONS = (
     Migration("what holds a request up can be seen", _hold_of_requests),
     Migration("a topic that was made anew is told from the old one", _logs_of_positions),
     Migration("members can share models by partition", _homes_of_models),
+    Migration("what labels led to can be recomputed", _steps),
 )
 SCHEMA = FIRST_SCHEMA + len(MIGRATIONS)
 

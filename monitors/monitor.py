@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from monitors import budget, episodes, losses, probation
+from monitors import probation, steps
 from monitors.drift import DriftEngine, DriftReport, WindowRows
 from monitors.episodes import Circumstances, Judged, ModelState, on_champion
 from monitors.events import Event, Outcome
@@ -15,6 +15,7 @@ from monitors.policy import Decision, PolicyState, Verdict, step
 from monitors.reading import Place, Reading
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings
+from monitors.steps import Closed, Heard, Taken, is_quiet
 from monitors.windows import ClosedWindow, StreamTimes, Windows, WindowsState, closing_time, make_windows
 
 # How many windows' worth of labels may wait for their window to close.
@@ -88,14 +89,14 @@ class Result(msgspec.Struct, frozen=True):
     """
     What some steps led to, in the order of the ledger; `rows` are those of `judged`, in step.
 
-    `after` says for each of `performances` how many of `judged` came before it.
+    `steps` are the windows and the second judgements as they were taken, each with the name of its model.
     """
 
     judged: tuple[Judged, ...] = ()
     rows: tuple[WindowRows, ...] = ()
     events: tuple[Event, ...] = ()
     performances: tuple[tuple[str, Performance], ...] = ()
-    after: tuple[int, ...] = ()
+    steps: tuple[tuple[str, Taken], ...] = ()
 
     def then(self, later: "Result") -> "Result":
         """Both, one after the other."""
@@ -104,7 +105,7 @@ class Result(msgspec.Struct, frozen=True):
             self.rows + later.rows,
             self.events + later.events,
             self.performances + later.performances,
-            self.after + tuple(len(self.judged) + before for before in later.after),
+            self.steps + later.steps,
         )
 
 
@@ -116,10 +117,10 @@ class _Steps:
         self.rows: list[WindowRows] = []
         self.events: list[Event] = []
         self.performances: list[tuple[str, Performance]] = []
-        self.after: list[int] = []
+        self.steps: list[tuple[str, Taken]] = []
 
     def result(self) -> Result:
-        parts = self.judged, self.rows, self.events, self.performances, self.after
+        parts = self.judged, self.rows, self.events, self.performances, self.steps
         return Result(*map(tuple, parts))  # type: ignore[arg-type]
 
 
@@ -273,22 +274,14 @@ class ModelMonitor:
             report=report,
             decision=decision,
         )
-        if self.by_budget:
-            self._note_baseline(name)
-            self.state, events = budget.on_window(around, self.settings, self.state, judged)
-        else:
-            self.state, events = episodes.on_window(around, self.settings.policy, self.state, judged)
+        baseline = None if version.engine is None else version.engine.baseline
+        self.state, events = steps.on_window(around, self.settings, self.state, judged, baseline)
         if self.state.probation is not None:
             served = probation.Served(name, judged.start, judged.end, judged.spans)
             # Who only observes asks for nothing, not even for a comparison.
             observing = around.mode == "observe"
             self._try_out(None if observing else probation.on_window(self.state.probation, served))
         return judged, events
-
-    @property
-    def by_budget(self) -> bool:
-        """Whether the policy is the one with a budget of false retrainings."""
-        return self.settings.policy.method == "budget"
 
     def closing_time(self, event_time: datetime) -> datetime:
         """The stream time that closes the window of an event time."""
@@ -317,26 +310,13 @@ class ModelMonitor:
 
     def performed(self, around: Circumstances, performance: Performance) -> tuple[Event, ...]:
         """What a second judgement leads to."""
-        if not self.by_budget:
-            return ()
-        self.state, events = budget.on_performance(around, self.settings, self.name, self.state, performance)
+        self.state, events = steps.on_performance(around, self.settings, self.name, self.state, performance)
         return events
-
-    def _note_baseline(self, version: str) -> None:
-        """How well the serving version did when it was made, where nothing better is known yet."""
-        serving = not self.state.serving or version == self.state.serving
-        engine = self._versions[version].engine
-        if serving and engine is not None and self.state.losses == losses.start(None):
-            begun = losses.start(engine.baseline)
-            self.state = msgspec.structs.replace(self.state, losses=begun)
 
     def outcome(self, request: str, outcome: Outcome) -> tuple[Event, ...]:
         """A request of this model ended."""
         before = self.state
-        if self.by_budget:
-            self.state, events = budget.on_outcome(self.settings, before, request, outcome)
-        else:
-            self.state, events = episodes.on_outcome(self.settings.policy, before, request, outcome)
+        self.state, events = steps.on_outcome(self.settings, before, request, outcome)
         if self.state.probation is not None:
             self._try_out(probation.on_outcome(self.state.probation, request))
         # An outcome that is told again changes nothing, and begins nothing anew.
@@ -515,7 +495,7 @@ class Monitor:
         Those of one stream time are judged in (end, model, version, key) order; nothing that closes later
         is touched: labels may come in between.
         """
-        steps = _Steps()
+        taken = _Steps()
         closed = [
             (window.rows.end, name, version, window)
             for name, time in self._closing().items()
@@ -524,17 +504,19 @@ class Monitor:
         closed.sort(key=lambda entry: (entry[0], entry[1], entry[2], entry[3].key))
         concerned = {name: self._due[self._group_of(name)] for _, name, _, _ in closed}
         self._pass_labels(concerned)
-        self._perform(steps, circumstances, self.models)
+        self._perform(taken, circumstances, self.models)
         for _, name, version, window in closed:
-            one, told = self.models[name].judge(circumstances(name, version, window.key), version, window)
-            steps.judged.append(one)
-            steps.rows.append(window.rows)
-            steps.events += told
+            around = circumstances(name, version, window.key)
+            one, told = self.models[name].judge(around, version, window)
+            taken.steps.append((name, Closed(version, window.key, is_quiet(around))))
+            taken.judged.append(one)
+            taken.rows.append(window.rows)
+            taken.events += told
         self._pass_labels(concerned)
         for name, time in concerned.items():
             self.models[name].pass_predictions(time)
-        self._perform(steps, circumstances, concerned)
-        return steps.result()
+        self._perform(taken, circumstances, concerned)
+        return taken.result()
 
     def _closing(self) -> dict[str, datetime]:
         """The models of which windows may close now, and up to which stream time."""
@@ -548,17 +530,17 @@ class Monitor:
             self.models[name].pass_labels(self._label_time(self._group_of(name)))
 
     def _perform(
-        self, steps: _Steps, circumstances: Callable[[str, str, int], Circumstances], names: Iterable[str]
+        self, taken: _Steps, circumstances: Callable[[str, str, int], Circumstances], names: Iterable[str]
     ) -> None:
         """Take the second judgements that have become possible."""
         for name in names:
             model = self.models[name]
             for performance in model.take_performances():
                 around = circumstances(name, performance.version, performance.key)
-                steps.performances.append((name, performance))
-                steps.after.append(len(steps.judged))
-                steps.events += model.performed(around, performance)
-                steps.events += model.matured(performance)
+                taken.performances.append((name, performance))
+                taken.steps.append((name, Heard(performance, is_quiet(around))))
+                taken.events += model.performed(around, performance)
+                taken.events += model.matured(performance)
 
     # --- the order of steps ----------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Laws of the monitor: interleavings, kills and restores never change what is decided."""
 
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from monitors.reading import Reading
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings, PolicySettings, WindowSettings
 from monitors.shifts import Shift
+from monitors.steps import Closed, Heard, Taken
 from monitors.windows import ClosedWindow
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,46 +110,64 @@ BY_TIME = WindowSettings(seconds=10.0, grace_seconds=2.0, min_rows=3, max_rows=8
 BY_COUNT = WindowSettings(rows=10, min_rows=3)
 
 
-def by_budget(window: WindowSettings) -> ModelSettings:
+def by_budget(window: WindowSettings, horizon: float = 60.0) -> ModelSettings:
     """The default policy, with windows of some ten rows."""
-    return ModelSettings(reference_rows=20, label_horizon_seconds=60.0, window=window)
+    return ModelSettings(
+        reference_rows=20, label_horizon_seconds=horizon, max_pending_seconds=75.0, window=window
+    )
 
 
-def make_labelled_log(seed: int, partitions: int, label_partitions: int, rows: int = 700) -> Log:
+Arrivals = dict[Partition, list[float]]
+
+
+def make_labelled_log(
+    seed: int, window: WindowSettings, partitions: int, label_partitions: int, rows: int = 700
+) -> tuple[Log, Arrivals]:
     """
     A model that is wrong for a while, and inputs that move for a while; a tenth of the labels never come.
 
-    Most labels come one by one; those of the middle third in heaps, many windows at once.
+    Most labels come one by one; those of the middle third in heaps, many windows at once. Some are of the
+    very time that the predictions have reached, and, where windows are times, some come after others of a
+    later time. When each record was written goes with it.
     """
     chance = random.Random(seed)
     log: Log = {Partition("predictions", index): [] for index in range(partitions)}
-    known: list[tuple[float, str, int]] = []
+    log |= {Partition("labels", index): [] for index in range(label_partitions)}
+    arrivals: Arrivals = {partition: [] for partition in log}
+    known: list[tuple[float, float, str, int]] = []
+    reached: list[float] = [0.0]
     for number in range(rows):
         partition = Partition("predictions", chance.randrange(partitions))
+        second = max(0.0, round(number - 3 * chance.random(), 3))
+        reached.append(max(reached[-1], second))
         log[partition].append(
             PredictionRecord(
                 model="fraud",
                 model_version="1",
                 id=f"r{number}",
-                event_time=START + timedelta(seconds=max(0.0, number - chance.random())),
+                event_time=START + timedelta(seconds=second),
                 features={"x": chance.gauss(3.0 if 450 <= number < 550 else 0.0, 0.1)},
                 prediction=1,
                 partition=partition,
                 offset=len(log[partition]),
             )
         )
+        arrivals[partition].append(number)
+    for number in range(rows):
         heap = rows // 3 <= number < 2 * rows // 3
         at = (number // 70 + 1) * 70 + 0.5 if heap else number + chance.uniform(5.0, 25.0)
+        if chance.random() < 0.3 and not heap:
+            at = reached[min(int(at), rows)]
         wrong = 0.9 if 150 <= number < 330 else 0.05
+        delay = chance.uniform(0.0, 8.0) if window.seconds and chance.random() < 0.1 else 0.0
         if chance.random() < 0.9:
-            known.append((at, f"r{number}", int(chance.random() >= wrong)))
-    for index in range(label_partitions):
-        log[Partition("labels", index)] = []
-    for at, name, label in sorted(known):
+            known.append((at + delay, at, f"r{number}", int(chance.random() >= wrong)))
+    for arrival, at, name, label in sorted(known):
         where = Partition("labels", int(name[1:]) % label_partitions)
         time = START + timedelta(seconds=at)
         log[where].append(LabelRecord("fraud", name, label, time, where, len(log[where])))
-    return log
+        arrivals[where].append(arrival)
+    return log, arrivals
 
 
 class Killed(Exception):
@@ -165,14 +185,15 @@ class Member:
         chance: random.Random,
         reach: int = 12,
         settings: ModelSettings = MODEL,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._log, self._ledger, self._shelf, self._chance = log, ledger, shelf, chance
         self._reach, self._settings = reach, settings
+        # What is written by and by; None: all is there from the start.
+        self._arrivals, self._clock = arrivals, 0.0
         self._lines: dict[Partition, deque[LabelRecord]] = {}
         self._asked: dict[str, datetime] = {}
-        # Each second judgement, after how many windows it came.
-        self.performances: list[tuple[int, int]] = []
-        self._windows = 0
+        self.steps: list[Taken] = []
         self.state = ModelState()
 
     def live(self, cycles: int | None) -> bool:
@@ -205,7 +226,8 @@ class Member:
             if line:
                 continue  # what stands in line is read no further
             start = positions[partition]
-            for record in self._log[partition][start : start + self._chance.randrange(0, self._reach)]:
+            end = min(start + self._chance.randrange(0, self._reach), self._end(partition))
+            for record in self._log[partition][start:end]:
                 if isinstance(record, LabelRecord):
                     line.append(record)
                 else:
@@ -235,7 +257,7 @@ class Member:
         return Reading(
             [one for one in self._log if one.topic == "predictions"],
             [one for one in self._log if one.topic == "labels"],
-            [one for one, records in self._log.items() if at[one] < len(records)],
+            [one for one in self._log if at[one] < self._end(one)],
             {one: line[0] for one, line in self._lines.items() if line},
         )
 
@@ -266,14 +288,20 @@ class Member:
         reading = self._reading(positions)
         monitor.note(reading)
         held = reading.heads.keys()
-        return held >= set(reading.unread) and all(monitor.ahead(head) for head in reading.heads.values())
+        rests = held >= set(reading.unread) and all(monitor.ahead(head) for head in reading.heads.values())
+        if rests and any(self._end(one) < len(records) for one, records in self._log.items()):
+            self._clock += self._chance.uniform(0.0, 40.0)
+            return False
+        return rests
+
+    def _end(self, partition: Partition) -> int:
+        """Up to where the log is written by now."""
+        if self._arrivals is None:
+            return len(self._log[partition])
+        return bisect_right(self._arrivals[partition], self._clock)
 
     def _save(self, monitor: Monitor, positions: dict[Partition, int], result: Result) -> None:
-        self.performances += [
-            (self._windows + after, performance.key)
-            for after, (_, performance) in zip(result.after, result.performances, strict=True)
-        ]
-        self._windows += len(result.judged)
+        self.steps += [step for _, step in result.steps]
         self.state = monitor.models["fraud"].state
         self._ledger.checkpoint(
             Checkpoint(
@@ -318,21 +346,29 @@ class Story(msgspec.Struct, frozen=True):
     judged: list[Judged]
     events: list[str]
     kinds: list[str]
-    performances: list[tuple[int, int]]
+    steps: list[Taken]
     scores: list[tuple[object, ...]]
     state: ModelState
 
 
-def story(log: Log, window: WindowSettings, seed: int, kills: Sequence[int], reach: int) -> Story:
+def story(
+    log: Log,
+    window: WindowSettings,
+    seed: int,
+    kills: Sequence[int],
+    reach: int,
+    arrivals: Arrivals | None = None,
+    horizon: float = 60.0,
+) -> Story:
     with TemporaryDirectory() as folder:
         ledger, shelf = Ledger(f"sqlite:///{folder}/ledger.db"), Shelf()
-        member = Member(log, ledger, shelf, random.Random(seed), reach, by_budget(window))
+        member = Member(log, ledger, shelf, random.Random(seed), reach, by_budget(window, horizon), arrivals)
         for cycles in kills:
             member.live(cycles)
         while not member.live(None):
             pass
         kinds = [row["kind"].removeprefix("retrain-daemon.") for row in ledger.events()]
-        found = ledger.evidence("fraud"), told(ledger), kinds, member.performances, _scores(ledger)
+        found = ledger.evidence("fraud"), told(ledger), kinds, member.steps, _scores(ledger)
         ledger.close()
     return Story(*found, member.state)
 
@@ -345,6 +381,7 @@ def story(log: Log, window: WindowSettings, seed: int, kills: Sequence[int], rea
     label_partitions=st.integers(1, 3),
     kills=st.lists(st.integers(0, 8), max_size=5),
     reach=st.sampled_from((12, 60, 900)),
+    at_the_head=st.booleans(),
 )
 def test_what_labels_lead_to_depends_on_the_log_alone(
     seed: int,
@@ -353,14 +390,29 @@ def test_what_labels_lead_to_depends_on_the_log_alone(
     label_partitions: int,
     kills: list[int],
     reach: int,
+    at_the_head: bool,
 ) -> None:
-    """Under the default policy, with labels in a topic of their own, however fast either is read."""
-    log = make_labelled_log(seed, 1 if window.rows else partitions, label_partitions)
+    """
+    Under the default policy, with labels in a topic of their own, however fast either is read.
+
+    Whether all was there when reading began, or was read as it was written.
+    """
+    log, arrivals = make_labelled_log(seed, window, 1 if window.rows else partitions, label_partitions)
     once = story(log, window, seed, [], 12)
-    again = story(log, window, seed + 1, [*kills, 3], reach)
+    again = story(log, window, seed + 1, [*kills, 3], reach, arrivals if at_the_head else None)
     event(f"{once.kinds.count('retrain.requested')} requests")
     assert again == once
     assert "retrain.requested" in once.kinds, "the law is about requests: there must be some"
+
+
+def test_labels_of_one_time_count_whichever_partition_they_are_in() -> None:
+    """One partition is past the horizon of a window, and the other has a label of it that is in time."""
+    log, _ = make_labelled_log(1, BY_TIME, 1, 2, rows=200)
+    for index, (name, at) in enumerate([("r75", 96.0), ("r25", 94.0)]):
+        where = Partition("labels", index)
+        log[where] = [LabelRecord("fraud", name, 1, START + timedelta(seconds=at), where, 0)]
+    found = {row[0]: row[3] for row in story(log, BY_TIME, 1, [], 900, horizon=65.0).scores}
+    assert found[int((START + timedelta(seconds=20)).timestamp() * 1_000_000)] == 1
 
 
 @pytest.mark.parametrize("window", [BY_TIME, BY_COUNT], ids=["time", "count"])
@@ -368,12 +420,15 @@ def test_what_labels_lead_to_depends_on_the_log_alone(
 def test_the_log_of_the_law_of_labels_reaches_what_it_is_about(
     window: WindowSettings, label_partitions: int
 ) -> None:
-    once = story(make_labelled_log(1, 1, label_partitions), window, 1, [], 12)
+    log, _ = make_labelled_log(1, window, 1, label_partitions)
+    once = story(log, window, 1, [], 12)
     assert once.kinds.count("retrain.requested") > 1, "requests that end, and others after them"
-    heard = [after for after, _ in once.performances]
-    assert len(set(heard)) > len(once.judged) / 3, "second judgements come between the windows"
-    assert max(heard.count(after) for after in heard) > 3, "and some in heaps"
-    assert any(row[2] is not None and row[3] < 8 for row in once.scores), "some are judged for their horizon"
+    kinds = "".join("w" if isinstance(step, Closed) else "p" for step in once.steps)
+    assert kinds.count("pw") > len(once.judged) / 3, "second judgements come between the windows"
+    assert "ppp" in kinds, "and some in heaps"
+    judged = [step.performance for step in once.steps if isinstance(step, Heard)]
+    assert any(one.unlabelled and not one.expired for one in judged), "some are judged at their horizon"
+    assert any(one.expired for one in judged), "and some are given up"
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
