@@ -190,6 +190,7 @@ class _Fold:
     """The policy's state of one version, window after window; None while it is not known."""
 
     def __init__(self, pruned: bool = False) -> None:
+        self._pruned = pruned
         self.state = None if pruned else PolicyState()
         self.learned: int | None = None if pruned else 0
 
@@ -208,6 +209,8 @@ class _Fold:
         return self.learned
 
     def decide(self, judged: Judged, settings: ModelSettings, seen: int, report: DriftReport) -> Decision:
+        if self._pruned and settings.policy.method == "budget":
+            return judged.decision  # evidence adds up from the first window on, and that is gone
         suffice = seen >= settings.window.min_rows
         before = self.state or PolicyState()
         after, decision = step(settings.policy, before, judged.start, suffice, report)
@@ -452,8 +455,10 @@ class _Trial:
 
     def _retraced(self, origin: str) -> dict[str, RetrainRequest] | None:
         """The model's requests as its steps lead to them; None where the ledger has not all of these."""
-        model = self._case.episode.model
-        stored = {(one.version, one.key): one for one in self._ledger.stored_windows(model)}
+        model, ledger = self._case.episode.model, self._ledger
+        stored = {(one.version, one.key): one for one in ledger.stored_windows(model)}
+        if len(stored) < sum(ledger.judged_count(model, one) for one in ledger.versions_seen(model)):
+            return None  # retention has taken windows and their steps alike
         windows = {place: read_window(one) for place, one in stored.items()}
         again = {(one.version, one.key): one for one in self._again.values()}
         judged = {place: again.get(place, one.judged) for place, one in windows.items()}
@@ -470,7 +475,7 @@ class _Trial:
             return retrace(
                 model,
                 origin,
-                self._ledger.steps(model),
+                ledger.steps(model),
                 {place: one for place, one in judged.items() if one is not None},
                 self._settings_under,
                 baseline_of,
@@ -627,7 +632,9 @@ def _unlike_decisions(stored: Decision, found: Decision) -> Iterator[Difference]
     }
     for name in _unlike_fields(stored, found):
         then, now = getattr(stored, name), getattr(found, name)
-        yield Difference(parts[name], f"{name} {str(then)!r} in the ledger, {str(now)!r} recomputed")
+        yield Difference(
+            parts.get(name, "evidence"), f"{name} {str(then)!r} in the ledger, {str(now)!r} recomputed"
+        )
 
 
 def _unlike_retraced(

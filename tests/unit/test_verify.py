@@ -444,10 +444,13 @@ def test_what_labels_led_to_is_recomputed_from_the_second_judgements(tmp_path: P
 
 
 def test_where_steps_are_gone_requests_are_held_against_their_windows(tmp_path: Path) -> None:
-    """As after an upgrade, or where retention has taken the oldest."""
+    """As after an upgrade, or where retention has taken the oldest, windows and steps alike."""
     world = Labelled(tmp_path)
     world.play()
     world.change("DELETE FROM steps WHERE id = 1")
+    found = world.verify()
+    assert found.equal, told(found)
+    world.change("DELETE FROM windows WHERE id = 1")
     found = world.verify()
     assert found.equal, told(found)
     world.ledger.close()
