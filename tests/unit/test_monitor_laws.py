@@ -405,6 +405,28 @@ def test_what_labels_lead_to_depends_on_the_log_alone(
     assert "retrain.requested" in once.kinds, "the law is about requests: there must be some"
 
 
+def test_labels_of_the_newest_window_wait_for_those_of_earlier_partitions() -> None:
+    """The first may still be written to, and would come before; until the next window is due."""
+    monitor = Monitor({"fraud": by_budget(BY_TIME)}, Shelf(), LimitSettings())
+    first, second = Partition("labels", 0), Partition("labels", 1)
+    label = LabelRecord("fraud", "r1", 1, START + timedelta(seconds=5), second, 0)
+
+    def waits(seconds: float, heads: dict[Partition, LabelRecord]) -> bool:
+        row = make_log(1, 1, 1)[Partition("predictions", 0)][0]
+        monitor.observe(msgspec.structs.replace(row, event_time=START + timedelta(seconds=seconds)))
+        result = True
+        while result:
+            monitor.note(Reading([row.partition], [first, second], (), heads))
+            if not monitor.ahead(label):
+                return False
+            result = bool(monitor.close(Member._around).judged)
+        return True
+
+    assert waits(1.0, {second: label}), "its window is open"
+    assert waits(12.0, {second: label}), "its window has closed, and nothing else is due"
+    assert not waits(22.0, {second: label}), "the next window is due"
+
+
 def test_labels_of_one_time_count_whichever_partition_they_are_in() -> None:
     """One partition is past the horizon of a window, and the other has a label of it that is in time."""
     log, _ = make_labelled_log(1, BY_TIME, 1, 2, rows=200)
