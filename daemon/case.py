@@ -72,7 +72,7 @@ def open_case(ledger: Ledger, models: list[str], name: str) -> Case:
     events = tuple(ledger.events_of(episode.id))
     end = _end_of(events)
     versions = {episode.version, episode.promoted, end[0]} - {""}
-    windows = [_window(stored) for stored in ledger.stored_windows(episode.model)]
+    windows = [read_window(stored) for stored in ledger.stored_windows(episode.model)]
     concerned = [window for window in windows if window.versions & versions]
     first = _first(concerned, episode)
     last = _last(concerned, first, end, row["ended_at"])
@@ -113,7 +113,8 @@ def _found(ledger: Ledger, models: list[str], name: str) -> dict[str, Any]:
     raise UsageError(f"{name}: {len(found)} episodes begin so; give more of the id, or one of {some}")
 
 
-def _window(stored: StoredWindow) -> Window:
+def read_window(stored: StoredWindow) -> Window:
+    """What a stored window says, if it can be read."""
     try:
         judged = msgspec.json.decode(stored.evidence, type=Judged)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -23,6 +23,7 @@ from monitors.monitor import ModelChanges, ModelSaved, VersionChanges, VersionSa
 from monitors.performance import EarlyLabel, PendingWindow, Performance
 from monitors.policy import PolicyState
 from monitors.records import Partition, PredictionRecord, Scalar
+from monitors.steps import Taken
 
 _encode = msgspec.msgpack.Encoder().encode
 _rows_decoder = msgspec.msgpack.Decoder(list[PredictionRecord])
@@ -45,7 +46,8 @@ class Checkpoint(msgspec.Struct, frozen=True):
     """
     Everything that becomes true at once; `grounds` go with `judged`, `settings` are by digest.
 
-    `counters` are what is to be added.
+    `steps` are those that led to it, in order, each with its model and its settings; `counters` are what is
+    to be added.
     """
 
     positions: Mapping[Partition, Position]
@@ -56,6 +58,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     performances: Sequence[tuple[str, Performance]] = ()
     events: Sequence[Event] = ()
     ended: Sequence[tuple[str, Outcome]] = ()
+    steps: Sequence[tuple[str, str, Taken]] = ()
     counters: Mapping[str, int] = {}
 
 
@@ -207,6 +210,7 @@ class Ledger:
             _write_windows(tx, step, at)
             for model, performance in step.performances:
                 _write_performance(tx, model, performance)
+            _write_steps(tx, step.steps, at)
             for request, outcome in step.ended:
                 _end_request(tx, request, outcome, at)
             for event in step.events:
@@ -225,6 +229,7 @@ class Ledger:
         then = _text(before)
         old = (
             sa.delete(tables.windows).where(tables.windows.c.judged_at < then),
+            sa.delete(tables.steps).where(tables.steps.c.taken_at < then),
             sa.delete(tables.outbox).where(tables.outbox.c.posted_at < then),
             sa.delete(tables.requests).where(tables.requests.c.ended_at < then),
             sa.delete(tables.episodes).where(tables.episodes.c.ended_at < then),
@@ -456,6 +461,12 @@ class Ledger:
         query = sa.select(*(tables.windows.c[name] for name in names)).where(tables.windows.c.model == model)
         with self._database.reading() as tx:
             return [StoredWindow(**row._mapping) for row in tx.execute(query.order_by(tables.windows.c.id))]
+
+    def steps(self, model: str) -> list[tuple[str, str]]:
+        """What moved a model's state, in order: the digest of the settings, and the step undecoded."""
+        query = sa.select(tables.steps.c.settings, tables.steps.c.body).where(tables.steps.c.model == model)
+        with self._database.reading() as tx:
+            return [(row.settings, row.body) for row in tx.execute(query.order_by(tables.steps.c.id))]
 
     def judged_count(self, model: str, version: str) -> int:
         """How many windows of a version were ever judged, those that were pruned since included."""
@@ -699,6 +710,12 @@ def _write_windows(tx: sa.Connection, step: Checkpoint, at: str) -> None:
     for (judged, report), grounds in zip_longest(step.judged, step.grounds):
         counts = (judged.model, judged.version, judged.key) in counted
         _write_judged(tx, judged, grounds, report, counts, at)
+
+
+def _write_steps(tx: sa.Connection, steps: Sequence[tuple[str, str, Taken]], at: str) -> None:
+    for model, settings, taken in steps:
+        values = {"model": model, "settings": settings, "body": msgspec.json.encode(taken).decode()}
+        tx.execute(sa.insert(tables.steps).values(**values, taken_at=at))
 
 
 def _write_judged(

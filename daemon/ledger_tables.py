@@ -83,6 +83,17 @@ windows = sa.Table(
     sa.Column("judged_at", sa.String(40), nullable=False),
     sa.UniqueConstraint("model", "version", "key"),
 )
+# What moved each model's state, in order: windows, their second judgements, outcomes, champions.
+steps = sa.Table(
+    "steps",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("model", sa.String(255), nullable=False),
+    sa.Column("settings", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("taken_at", sa.String(40), nullable=False),
+    sa.Index("steps_of", "model"),
+)
 # What windows were judged by, under its digest: settings change, and evidence must still be recomputed.
 settings = sa.Table(
     "settings",

@@ -28,6 +28,7 @@ from monitors.events import Event, Kind, Outcome
 from monitors.monitor import Monitor, References, Result
 from monitors.performance import Performance
 from monitors.policy import Verdict
+from monitors.reading import Reading
 from monitors.records import (
     Decoder,
     InvalidRecord,
@@ -37,6 +38,7 @@ from monitors.records import (
     RawRecord,
 )
 from monitors.settings import LimitSettings, ModelSettings
+from monitors.steps import Ended, Moved, Taken
 
 log = structlog.get_logger()
 
@@ -44,6 +46,8 @@ log = structlog.get_logger()
 STALL_SECONDS = 120.0
 # How long a ledger that does not answer is left alone.
 LEDGER_SECONDS = 1.0
+# How many windows may wait for labels that are still to be read before no more predictions are.
+MOST_BEHIND = 8
 
 Decoded = PredictionRecord | LabelRecord | InvalidRecord
 
@@ -131,11 +135,15 @@ class Loop:
         self._heard: dict[Partition, float] = {}
         self._labels: dict[Partition, deque[tuple[RawRecord, Decoded]]] = {}
         self._held: frozenset[Partition] = frozenset()
+        self._behind: frozenset[Partition] = frozenset()
+        self._awaited: dict[Partition, float] = {}
+        self._counted: dict[int | None, list[Partition]] = {}
         self._stalls = Stalls()
         self._counters: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._pending: list[Event] = []
         self._ended: list[tuple[str, Outcome]] = []
+        self._heard_of: list[tuple[str, Taken]] = []
         self._saved_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -172,13 +180,12 @@ class Loop:
             self._receive(raw)
         if self._monitor.met:
             self._checkpoint(Result())
-        self._take_labels(self._monitor)
         self._hear_losses(self._source.losses())
         self._notice_stalls()
         self._hear_news(self._monitor)
         result = self._close(self._monitor)
         due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
-        if due or result.judged or result.performances or self._pending or self._ended:
+        if due or result.steps or self._pending or self._heard_of:
             self._checkpoint(result)
         return result
 
@@ -212,8 +219,9 @@ class Loop:
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
         self._counters = {}
-        self._pending, self._ended = [], []
+        self._pending, self._ended, self._heard_of = [], [], []
         self._labels, self._held, self._stalls = {}, frozenset(), Stalls()
+        self._behind, self._awaited, self._counted = frozenset(), {}, {}
         self._source.hold(())
         self._monitor = monitor
         self._hear_losses(self._source.losses())
@@ -307,19 +315,36 @@ class Loop:
                 "model_elsewhere", model=record.model, partition=place(record.partition), home=place(home)
             )
 
-    def _take_labels(self, monitor: Monitor) -> None:
-        """Take the labels whose time has come; partitions with some left are read no further."""
-        for line in self._labels.values():
+    def _take_labels(self, monitor: Monitor) -> int:
+        """Take the labels whose turn it is, and reject what stands in line before them."""
+        taken = 0
+        for _, line in sorted(self._labels.items()):
             while line:
                 raw, record = line[0]
                 if isinstance(record, LabelRecord) and monitor.ahead(record):
                     break
                 line.popleft()
                 self._observe(raw, record)
+                taken += 1
+        return taken
+
+    def _hold(self, monitor: Monitor) -> None:
+        """
+        Read no further where labels stand in line, nor where windows pile up that wait for unread ones.
+
+        What was held so far is heard of from now on: it could not be before.
+        """
         held = frozenset(partition for partition, line in self._labels.items() if line)
-        if held != self._held:
-            self._source.hold(held)
-            self._held = held
+        behind = frozenset(
+            partition
+            for partition in self._next
+            if monitor.behind(partition) >= (1 if partition in self._behind else MOST_BEHIND)
+            and partition.topic != self.settings.labels_topic
+        )
+        if (before := self._held | self._behind) != held | behind:
+            self._source.hold(held | behind)
+            self._heard |= dict.fromkeys(before - held - behind, time.monotonic())
+        self._held, self._behind = held, behind
 
     def _reject(self, raw: RawRecord, error: InvalidRecord) -> None:
         self._dead_letters.put(raw, error)
@@ -342,7 +367,7 @@ class Loop:
             self._pending += data_lost(self._origin, self._concerned(loss.partition), loss)
 
     def _notice_stalls(self) -> None:
-        done = self._source.drained() | self._held
+        done = self._source.drained() | self._held | self._behind
         for partition, offset in self._stalls.notice(self._next, done, STALL_SECONDS):
             log.error("partition_stalled", partition=place(partition), next_offset=offset)
             models = self._concerned(partition)
@@ -363,9 +388,11 @@ class Loop:
             if isinstance(news, RequestEnded):
                 self._pending += model.outcome(news.request, news.outcome)
                 self._ended.append((news.request, news.outcome))
+                self._heard_of.append((news.model, Ended(news.request, news.outcome)))
                 log.info("request_ended", model=news.model, action=news.outcome.action, request=news.request)
             elif isinstance(news, ChampionMoved):
                 self._pending += model.champion(news.version, news.action)
+                self._heard_of.append((news.model, Moved(news.version, news.action)))
             else:
                 self._dispute(news)
 
@@ -385,21 +412,67 @@ class Loop:
     # --- deciding --------------------------------------------------------------------------------
 
     def _close(self, monitor: Monitor) -> Result:
+        """Take all steps that can be taken; Kafka is asked what is left only where one waits for that."""
+        around = self._circumstances()
+        result = self._step(monitor, around, frozenset(self._next))
+        if monitor.waits:
+            result = result.then(self._step(monitor, around, self._unread()))
+        else:
+            self._awaited = {}
+        self._hold(monitor)
+        return result
+
+    def _step(
+        self,
+        monitor: Monitor,
+        around: Callable[[str, str, int], Circumstances],
+        unread: frozenset[Partition],
+    ) -> Result:
+        """Closings and labels in turn, in the order of their times."""
         labels_topic = self.settings.labels_topic
-        active = self._active()
-        labels = [partition for partition in active if partition.topic == labels_topic]
-        return monitor.close(
-            self._circumstances(),
-            [partition for partition in active if partition.topic != labels_topic],
-            labels if labels_topic else None,
-        )
+        labels = [partition for partition in self._next if partition.topic == labels_topic]
+        predictions, result = self._predicting(), Result()
+        while True:
+            heads = {one: line[0][1] for one, line in self._labels.items() if line}
+            known = {one: head for one, head in heads.items() if isinstance(head, LabelRecord)}
+            rejects = heads.keys() - known.keys()
+            monitor.note(Reading(predictions, labels if labels_topic else None, unread | rejects, known))
+            taken = self._take_labels(monitor)
+            step = monitor.close(around)
+            result = result.then(step)
+            if not taken and not step.judged:
+                return result
+
+    def _predicting(self) -> list[Partition]:
+        """
+        The partitions that windows wait for: those not silent, with nothing left to read.
+
+        Where all of a group are silent, those that were the last to fall silent.
+        """
+        active: dict[int | None, list[Partition]] = {}
+        for partition in self._active():
+            if partition.topic != self.settings.labels_topic:
+                group = partition.index if self.settings.sharing == "by-model" else None
+                active.setdefault(group, []).append(partition)
+        self._counted |= active
+        return [partition for group in self._counted.values() for partition in group]
 
     def _active(self) -> list[Partition]:
-        """The owned partitions that windows wait for: those not silent, with nothing left to read."""
-        patience = max(model.window.idle_seconds for model in self.settings.models.values())
-        oldest = time.monotonic() - patience
+        oldest = time.monotonic() - self._patience
         drained = self._source.drained()
         return [p for p in self._next if p not in drained or p in self._held or self._heard[p] >= oldest]
+
+    def _unread(self) -> frozenset[Partition]:
+        """The partitions with records that were not read, but for those that give none for too long."""
+        drained, at = self._source.drained(fresh=True), time.monotonic()
+        self._awaited = {
+            one: max(self._awaited.get(one, at), self._heard[one]) for one in self._next if one not in drained
+        }
+        return frozenset(one for one, since in self._awaited.items() if at - since < self._patience)
+
+    @property
+    def _patience(self) -> float:
+        return max(model.window.idle_seconds for model in self.settings.models.values())
 
     def _lags(self) -> dict[Partition, int]:
         """The records of each partition that could be taken and are not; labels may have to wait."""
@@ -447,19 +520,21 @@ class Loop:
         told = {event.payload.get("report_url") for event in result.events}
         urls = [self._reviews.url_of(one.model, one.version, one.key) for one in result.judged]
         reports = [url if url in told else "" for url in urls]
+        taken = [*self._heard_of, *result.steps]
         step = Checkpoint(
             positions=moved,
             models={name: model.take_changes() for name, model in monitor.models.items()},
             judged=list(zip(result.judged, reports, strict=True)),
             grounds=list(map(self._grounds, result.judged, result.rows)),
-            settings={by.digest: by.body for one in result.judged for by in (self._judged_by[one.model],)},
+            settings={by.digest: by.body for model, _ in taken for by in (self._judged_by[model],)},
             performances=result.performances,
             events=[*result.events, *self._pending],
             ended=self._ended,
+            steps=[(model, self._judged_by[model].digest, one) for model, one in taken],
             counters=self._counters,
         )
         self._ledger.checkpoint(step)
-        self._pending, self._ended, self._moved, self._counters = [], [], set(), {}
+        self._pending, self._ended, self._heard_of, self._moved, self._counters = [], [], [], set(), {}
         self._saved_at = time.monotonic()
         self._observer.kept(step, self._saved_at - began)
         self._source.commit({partition: position.next_offset for partition, position in moved.items()})

@@ -127,7 +127,7 @@ class MemorySource:
         found, self._losses = self._losses, []
         return found
 
-    def drained(self) -> frozenset[Partition]:
+    def drained(self, fresh: bool = False) -> frozenset[Partition]:
         return frozenset(one for one, at in self._next.items() if at >= self._log.bounds(one)[1])
 
     def ends(self) -> Mapping[Partition, int]:

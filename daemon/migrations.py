@@ -60,6 +60,18 @@ def _performances_of_windows(tx: sa.Connection) -> None:
     tx.execute(sa.text("ALTER TABLE windows ADD COLUMN performance TEXT"))
 
 
+def _steps(tx: sa.Connection) -> None:
+    number = "SERIAL" if tx.dialect.name == "postgresql" else "INTEGER"
+    tx.execute(
+        sa.text(
+            f"CREATE TABLE steps (id {number} NOT NULL, model VARCHAR(255) NOT NULL, "
+            "settings VARCHAR(64) NOT NULL, body TEXT NOT NULL, taken_at VARCHAR(40) NOT NULL, "
+            "PRIMARY KEY (id))"
+        )
+    )
+    tx.execute(sa.text("CREATE INDEX steps_of ON steps (model)"))
+
+
 # In order: the first leads from schema 1 to 2.
 MIGRATIONS = (
     Migration("what holds a request up can be seen", _hold_of_requests),
@@ -67,6 +79,7 @@ MIGRATIONS = (
     Migration("members can share models by partition", _homes_of_models),
     Migration("a budget of needless alarms can be accounted for", _counts_of_windows),
     Migration("what labels said of each segment can be seen", _performances_of_windows),
+    Migration("what labels led to can be recomputed", _steps),
 )
 SCHEMA = FIRST_SCHEMA + len(MIGRATIONS)
 

@@ -56,8 +56,8 @@ class Source(Protocol):
     def losses(self) -> Sequence[OffsetLoss]:
         """The offsets found gone, by `seek` or while reading, since this was last asked for."""
 
-    def drained(self) -> frozenset[Partition]:
-        """The owned partitions whose next offset is the end of the log as last seen."""
+    def drained(self, fresh: bool = False) -> frozenset[Partition]:
+        """The owned partitions whose next offset is the end of the log as last seen, or (`fresh`) now."""
 
     def ends(self) -> Mapping[Partition, int]:
         """The ends of the log as last seen, of the owned partitions that were looked at."""

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from daemon.case import Case, Window, open_case
+from daemon.case import Case, Window, open_case, read_window
 from daemon.evidently_worker import EvidentlyEngine, EvidentlyWorker
 from daemon.grounds import Grounds, digest_of, rows_digest
 from daemon.ledger import Ledger, RequestRow, StoredWindow
 from daemon.replay import Log, Reread, reread
+from daemon.retrace import Untraceable, retrace
 from daemon.wire.references import CorruptReference, ReferenceStore
+from monitors.baseline import Baseline
 from monitors.concentration import suspects
 from monitors.confirmation import fall_back
 from monitors.drift import DriftReport, DriftScore, SegmentShift
@@ -90,14 +92,19 @@ def verify(
 
     The policy's state before its first window is folded from the reports of the version's earlier
     windows as they are stored; where retention has taken the oldest, from the last calm one left.
-    What came of requests is not in the log: it is shown by `explain`, and not verified.
+    Requests follow from the steps of the model's state: windows as they are judged now, and what is not in
+    the log (second judgements, outcomes) as the ledger has it, in the ledger's order; where retention has
+    taken some of them, from the window that asked.
     """
     case = open_case(ledger, models, name)
     worker = EvidentlyWorker()
     try:
         trial = _Trial(case, ledger, log, decoder, _Judges(store, worker))
         windows = tuple(trial.windows())
-        differences = (*trial.episode(f"{log.cluster_id()}|{group}"), *trial.requests())
+        origin = f"{log.cluster_id()}|{group}"
+        differences = tuple(trial.episode(origin))
+        # Where that is another episode, so are its requests.
+        differences += tuple(trial.requests("" if differences else origin))
     finally:
         worker.close()
     equal = not differences and not any(window.differences for window in windows)
@@ -164,6 +171,13 @@ class _Judges:
             self._compiled[place] = compiled, EvidentlyEngine(self._worker, data, *terms)
         return self._compiled[place]
 
+    def baseline(self, model: str, version: str, digest: str) -> Baseline | None:
+        """How well a version did when it was made."""
+        try:
+            return Reference.from_bytes(self._data(model, version, digest)).baseline
+        except InvalidReference as error:
+            raise _Unlike("reference", f"version {version}: {error}") from error
+
     def _data(self, model: str, version: str, digest: str) -> bytes:
         if (model, version) not in self._found:
             try:
@@ -189,6 +203,7 @@ class _Fold:
     """The policy's state of one version, window after window; None while it is not known."""
 
     def __init__(self, pruned: bool = False) -> None:
+        self._pruned = pruned
         self.state = None if pruned else PolicyState()
         self.learned: int | None = None if pruned else 0
 
@@ -207,6 +222,8 @@ class _Fold:
         return self.learned
 
     def decide(self, judged: Judged, settings: ModelSettings, seen: int, report: DriftReport) -> Decision:
+        if self._pruned and settings.policy.method == "budget":
+            return judged.decision  # evidence adds up from the first window on, and that is gone
         suffice = seen >= settings.window.min_rows
         before = self.state or PolicyState()
         after, decision = step(settings.policy, before, judged.start, suffice, report)
@@ -377,7 +394,9 @@ class _Trial:
         return self._folds[version]
 
     def _settings_of(self, grounds: Grounds) -> ModelSettings:
-        digest = grounds.settings
+        return self._settings_under(grounds.settings)
+
+    def _settings_under(self, digest: str) -> ModelSettings:
         if digest not in self._settings:
             self._settings[digest] = self._read_settings(digest)
         found = self._settings[digest]
@@ -438,15 +457,55 @@ class _Trial:
         if told_by_drift and (opening.decision.since or opening.start) != episode.since:
             yield Difference("episode", f"it is said to begin {episode.since.isoformat()}")
 
-    def requests(self) -> Iterator[Difference]:
-        """What was asked for follows from the window that asked."""
+    def requests(self, origin: str) -> Iterator[Difference]:
+        """What was asked for follows from the window that asked, or from what labels led to."""
+        retraced = self._retraced(origin) if origin else None
+        known = {row.id for row in self._case.requests}
+        for request in (retraced or {}).values():
+            if request.episode == self._case.episode.id and request.request not in known:
+                yield Difference(
+                    "request", f"{request.request}: attempt {request.attempt} is not in the ledger"
+                )
         for row in self._case.requests:
             try:
                 asked = msgspec.json.decode(row.payload, type=RetrainRequest)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 yield Difference("request", f"{row.id}: its payload cannot be read: {error}")
                 continue
-            yield from self._unlike_request(row, asked)
+            differences = list(self._unlike_request(row, asked))
+            if not differences and retraced is not None:
+                differences += _unlike_retraced(row, asked, retraced.get(row.id))
+            yield from differences
+
+    def _retraced(self, origin: str) -> dict[str, RetrainRequest] | None:
+        """The model's requests as its steps lead to them; None where the ledger has not all of these."""
+        model, ledger = self._case.episode.model, self._ledger
+        stored = {(one.version, one.key): one for one in ledger.stored_windows(model)}
+        if len(stored) < sum(ledger.judged_count(model, one) for one in ledger.versions_seen(model)):
+            return None  # retention has taken windows and their steps alike
+        windows = {place: read_window(one) for place, one in stored.items()}
+        again = {(one.version, one.key): one for one in self._again.values()}
+        judged = {place: again.get(place, one.judged) for place, one in windows.items()}
+        baselines: dict[tuple[str, str], Baseline | None] = {}
+
+        def baseline_of(place: tuple[str, int]) -> Baseline | None:
+            reference = _read_evidence(windows[place])[1].reference
+            at = place[0], reference
+            if at not in baselines:
+                baselines[at] = self._judges.baseline(model, *at) if reference else None
+            return baselines[at]
+
+        try:
+            return retrace(
+                model,
+                origin,
+                ledger.steps(model),
+                {place: one for place, one in judged.items() if one is not None},
+                self._settings_under,
+                baseline_of,
+            )
+        except (Untraceable, _Unlike):
+            return None
 
     def _unlike_request(self, row: RequestRow, asked: RetrainRequest) -> Iterator[Difference]:
         by_labels = asked.basis == "labels"
@@ -606,7 +665,23 @@ def _unlike_decisions(stored: Decision, found: Decision) -> Iterator[Difference]
     }
     for name in _unlike_fields(stored, found):
         then, now = getattr(stored, name), getattr(found, name)
-        yield Difference(parts[name], f"{name} {str(then)!r} in the ledger, {str(now)!r} recomputed")
+        yield Difference(
+            parts.get(name, "evidence"), f"{name} {str(then)!r} in the ledger, {str(now)!r} recomputed"
+        )
+
+
+def _unlike_retraced(
+    row: RequestRow, asked: RetrainRequest, wanted: RetrainRequest | None
+) -> Iterator[Difference]:
+    if wanted is None:
+        yield Difference("request", f"{row.id}: the steps that the ledger holds do not lead to it")
+        return
+    # Where a report is, is no decision.
+    wanted = msgspec.structs.replace(wanted, report_url=asked.report_url)
+    if parts := _unlike_fields(asked, wanted):
+        yield Difference("request", f"{row.id}: {', '.join(parts)} are not those that its steps lead to")
+    elif row.payload != msgspec.json.encode(msgspec.to_builtins(wanted)).decode():
+        yield Difference("request", f"{row.id}: is not written as it was, though it reads the same")
 
 
 def _unlike_fields(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:

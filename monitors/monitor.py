@@ -1,20 +1,22 @@
 """The monitor: records go in, judged windows and events come out. Everything decided, nothing done."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
 
 import msgspec
 
-from monitors import budget, episodes, losses, probation
+from monitors import probation, steps
 from monitors.concentration import suspects
 from monitors.drift import DriftEngine, DriftReport, SegmentShift, WindowRows
 from monitors.episodes import Circumstances, Judged, ModelState, on_champion
 from monitors.events import Event, Outcome
 from monitors.performance import EarlyLabel, LabelChanges, Labels, Patience, PendingWindow, Performance
 from monitors.policy import Decision, PolicyState, Verdict, step
+from monitors.reading import Place, Reading
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings
+from monitors.steps import Closed, Heard, Taken, is_quiet
 from monitors.windows import ClosedWindow, StreamTimes, Windows, WindowsState, closing_time, make_windows
 
 # How many windows' worth of labels may wait for their window to close.
@@ -91,12 +93,42 @@ class ModelSaved(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What closing windows led to, in the order of the ledger; `rows` are those of `judged`, in step."""
+    """
+    What some steps led to, in the order of the ledger; `rows` are those of `judged`, in step.
+
+    `steps` are the windows and the second judgements as they were taken, each with the name of its model.
+    """
 
     judged: tuple[Judged, ...] = ()
     rows: tuple[WindowRows, ...] = ()
     events: tuple[Event, ...] = ()
     performances: tuple[tuple[str, Performance], ...] = ()
+    steps: tuple[tuple[str, Taken], ...] = ()
+
+    def then(self, later: "Result") -> "Result":
+        """Both, one after the other."""
+        return Result(
+            self.judged + later.judged,
+            self.rows + later.rows,
+            self.events + later.events,
+            self.performances + later.performances,
+            self.steps + later.steps,
+        )
+
+
+class _Steps:
+    """A result in the making."""
+
+    def __init__(self) -> None:
+        self.judged: list[Judged] = []
+        self.rows: list[WindowRows] = []
+        self.events: list[Event] = []
+        self.performances: list[tuple[str, Performance]] = []
+        self.steps: list[tuple[str, Taken]] = []
+
+    def result(self) -> Result:
+        parts = self.judged, self.rows, self.events, self.performances, self.steps
+        return Result(*map(tuple, parts))  # type: ignore[arg-type]
 
 
 class _Version:
@@ -220,8 +252,12 @@ class ModelMonitor:
         """Take one label; `earlier` is the stream time of its partition before it."""
         self._labels.add(record, earlier)
 
-    def close(self, stream_time: datetime | None) -> list[tuple[str, ClosedWindow]]:
-        """The windows that are done, with their versions, in no particular order."""
+    def due(self, stream_time: datetime | None) -> list[datetime]:
+        """When the windows that are done had to close."""
+        return [time for one in self._versions.values() for time in one.windows.due(stream_time)]
+
+    def close(self, stream_time: datetime) -> list[tuple[str, ClosedWindow]]:
+        """The windows that are done by then, with their versions, in no particular order."""
         return [
             (name, window)
             for name, version in self._versions.items()
@@ -255,11 +291,8 @@ class ModelMonitor:
         )
         if self._counts(judged):
             self._counted.append((name, window.key))
-        if self.by_budget:
-            self._note_baseline(name)
-            self.state, events = budget.on_window(around, self.settings, self.state, judged)
-        else:
-            self.state, events = episodes.on_window(around, self.settings.policy, self.state, judged)
+        baseline = None if version.engine is None else version.engine.baseline
+        self.state, events = steps.on_window(around, self.settings, self.state, judged, baseline)
         if self.state.probation is not None:
             served = probation.Served(name, judged.start, judged.end, judged.spans)
             # Who only observes asks for nothing, not even for a comparison.
@@ -271,16 +304,22 @@ class ModelMonitor:
         decided = judged.decision.verdict in (Verdict.CALM, Verdict.DRIFTED)
         return decided and judged.version == (self.state.serving or judged.version)
 
-    @property
-    def by_budget(self) -> bool:
-        """Whether the policy is the one with a budget of false retrainings."""
-        return self.settings.policy.method == "budget"
+    def closing_time(self, event_time: datetime) -> datetime:
+        """The stream time that closes the window of an event time."""
+        return closing_time(self.settings.window, event_time)
 
-    def performances(
-        self, label_time: datetime | None, prediction_time: datetime | None
-    ) -> list[Performance]:
-        """The second judgements that have become possible."""
-        return self._labels.close(label_time, prediction_time)
+    def pass_labels(self, label_time: datetime | None) -> None:
+        """No label of an earlier time is to come: what has no others any more is judged on those it has."""
+        if label_time is not None:
+            self._labels.pass_labels(label_time)
+
+    def pass_predictions(self, prediction_time: datetime) -> None:
+        """Windows of a time have closed: what waited for labels for too long by then is given up."""
+        self._labels.pass_predictions(prediction_time)
+
+    def take_performances(self) -> list[Performance]:
+        """The second judgements since this was last asked for, in order."""
+        return self._labels.take_judged()
 
     def matured(self, performance: Performance) -> tuple[Event, ...]:
         """A window's labels are there: what that says of a champion on probation."""
@@ -292,26 +331,13 @@ class ModelMonitor:
 
     def performed(self, around: Circumstances, performance: Performance) -> tuple[Event, ...]:
         """What a second judgement leads to."""
-        if not self.by_budget:
-            return ()
-        self.state, events = budget.on_performance(around, self.settings, self.name, self.state, performance)
+        self.state, events = steps.on_performance(around, self.settings, self.name, self.state, performance)
         return events
-
-    def _note_baseline(self, version: str) -> None:
-        """How well the serving version did when it was made, where nothing better is known yet."""
-        serving = not self.state.serving or version == self.state.serving
-        engine = self._versions[version].engine
-        if serving and engine is not None and self.state.losses == losses.start(None):
-            begun = losses.start(engine.baseline)
-            self.state = msgspec.structs.replace(self.state, losses=begun)
 
     def outcome(self, request: str, outcome: Outcome) -> tuple[Event, ...]:
         """A request of this model ended."""
         before = self.state
-        if self.by_budget:
-            self.state, events = budget.on_outcome(self.settings, before, request, outcome)
-        else:
-            self.state, events = episodes.on_outcome(self.settings.policy, before, request, outcome)
+        self.state, events = steps.on_outcome(self.settings, before, request, outcome)
         if self.state.probation is not None:
             self._try_out(probation.on_outcome(self.state.probation, request))
         # An outcome that is told again changes nothing, and begins nothing anew.
@@ -368,7 +394,11 @@ class Monitor:
     The models that a member is the owner of, and the stream times of its partitions.
 
     The same records give the same windows and decisions, however partitions are interleaved and
-    wherever the process was killed and restored from its checkpoint.
+    wherever the process was killed and restored from its checkpoint. To that end steps are taken in an
+    order that the log gives: windows close at the stream time that ends them, and the labels known by
+    then are heard before, so that each second judgement has its place between two windows. Whoever
+    drives a monitor says with `note` how far the log was read, hands over the labels that are not `ahead`,
+    calls `close`, and begins again as long as that led to anything.
 
     `by_index`: a model is at home in one partition index, and its windows wait for the partitions of
     that index alone, so that they do not depend on what else the member owns. Only the models with a
@@ -395,8 +425,13 @@ class Monitor:
             if not by_index or name in self._homes
         }
         self.times = StreamTimes()
-        # As of the last `close`: the stream time of each group of partitions that counted.
+        self._reading = Reading((), None)
+        # As of the last `note`, by group: the stream time, when the next window is to close (if one is), its
+        # models, and the partitions that labels come from.
         self._passed: dict[int | None, datetime | None] | None = None
+        self._due: dict[int | None, datetime] = {}
+        self._members: dict[int | None, list[ModelMonitor]] = {}
+        self._sources: dict[int | None, list[Partition]] = {}
 
     @property
     def met(self) -> bool:
@@ -408,19 +443,49 @@ class Monitor:
         """
         return any(model.met for model in self.models.values())
 
+    def note(self, reading: Reading) -> None:
+        """How far the log was read by now, which decides on the steps that may be taken."""
+        self._reading = reading
+        self._passed = self._passed_by(reading.predictions)
+        self._sources = {}
+        for partition in sorted(reading.labels or ()):
+            self._sources.setdefault(self._group(partition), []).append(partition)
+        self._note_due()
+
     def ahead(self, record: LabelRecord) -> bool:
         """
-        Whether the window of a label's time is not closed yet, so that the label has to wait.
+        Whether a label at the head of its line has to wait, because other steps come first.
 
-        Only a closed window knows which rows it sampled. A label taken before would be one of a limited
-        number that are kept, and which of them last would depend on how much was read at once.
+        For one, the window of its time has to close. Only a closed window knows which rows it sampled: a
+        label taken before would be one of a limited number that are kept, and which of them last would
+        depend on how much was read at once. Then, all the labels that come before it have to be known.
         """
+        if self._passed is None:
+            return True
         group = self._group(record.partition)
-        if self._passed is not None and group not in self._passed:
-            return False
-        passed = (self._passed or {}).get(group)
-        closing = closing_time(self._settings[record.model].window, record.event_time)
-        return passed is None or passed < closing
+        if group not in self._passed:
+            return False  # nothing is ever predicted there
+        place = self._place(record)
+        return not self._is_reached(record, place.time) or any(
+            self._may_bring_earlier(group, other, place)
+            for other in self._sources.get(group, ())
+            if other != record.partition
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step is held back by what there may still be to read."""
+        return any(self._unheard(group) for group in self._due) or any(
+            self._is_tied(head, self._place(head).time) for head in self._reading.heads.values()
+        )
+
+    def behind(self, partition: Partition) -> int:
+        """How many windows wait for labels that are not read yet, in the group of this partition."""
+        group = self._group(partition)
+        if group not in self._due or not self._unheard(group):
+            return 0
+        assert self._passed is not None
+        return sum(len(model.due(self._passed.get(group))) for model in self._members.get(group, ()))
 
     def homeless(self, record: PredictionRecord | LabelRecord) -> bool:
         """Whether this is a prediction of a model of which it is not known where it is at home."""
@@ -440,53 +505,148 @@ class Monitor:
     def observe(self, record: PredictionRecord | LabelRecord) -> None:
         """Take one record. Raises `InvalidRecord` for one that no window may take."""
         model = self._watched(record)
-        earlier = self.times.of(record.partition)
         if isinstance(record, LabelRecord):
-            model.label(record, earlier)
+            self._label(model, record)
         else:
-            model.observe(record, earlier or record.event_time)
-        self.times.advance(record.partition, record.event_time)
+            model.observe(record, self.times.of(record.partition) or record.event_time)
+            self.times.advance(record.partition, record.event_time)
 
-    def close(
-        self,
-        circumstances: Callable[[str, str, int], Circumstances],
-        predictions: Collection[Partition],
-        labels: Collection[Partition] | None,
-    ) -> Result:
+    def close(self, circumstances: Callable[[str, str, int], Circumstances]) -> Result:
         """
-        Judge all windows that are done, given the partitions that count (owned and not idle).
+        Take what the labels led to, then judge the windows that have to close next, if they may.
 
-        They are judged in (end, model, version, key) order. `labels` is None where labels come with
-        the predictions or not at all, so that no window waits for any.
+        Those of one stream time are judged in (end, model, version, key) order; nothing that closes later
+        is touched: labels may come in between.
         """
-        self._passed = self._passed_by(predictions)
+        taken = _Steps()
         closed = [
             (window.rows.end, name, version, window)
-            for name, model in self.models.items()
-            for version, window in model.close(self._passed.get(self._group_of(name)))
+            for name, time in self._closing().items()
+            for version, window in self.models[name].close(time)
         ]
         closed.sort(key=lambda entry: (entry[0], entry[1], entry[2], entry[3].key))
-        judged: list[Judged] = []
-        events: list[Event] = []
+        concerned = {name: self._due[self._group_of(name)] for _, name, _, _ in closed}
+        self._pass_labels(concerned)
+        self._perform(taken, circumstances, self.models)
         for _, name, version, window in closed:
-            one, told = self.models[name].judge(circumstances(name, version, window.key), version, window)
-            judged.append(one)
-            events += told
-        heard = self._passed_by(labels or ())
-        performances = [
-            (name, performance)
-            for name, model in self.models.items()
-            for group in (self._group_of(name),)
-            for performance in model.performances(
-                _NO_MORE_LABELS if labels is None else heard.get(group), self._passed.get(group)
-            )
-        ]
-        for name, performance in performances:
-            around = circumstances(name, performance.version, performance.key)
-            events += self.models[name].performed(around, performance)
-            events += self.models[name].matured(performance)
-        rows = tuple(entry[3].rows for entry in closed)
-        return Result(tuple(judged), rows, tuple(events), tuple(performances))
+            around = circumstances(name, version, window.key)
+            one, told = self.models[name].judge(around, version, window)
+            taken.steps.append((name, Closed(version, window.key, is_quiet(around))))
+            taken.judged.append(one)
+            taken.rows.append(window.rows)
+            taken.events += told
+        self._pass_labels(concerned)
+        for name, time in concerned.items():
+            self.models[name].pass_predictions(time)
+        self._perform(taken, circumstances, concerned)
+        return taken.result()
+
+    def _closing(self) -> dict[str, datetime]:
+        """The models of which windows may close now, and up to which stream time."""
+        due = {group: time for group, time in self._due.items() if self._may_close(group, time)}
+        groups = {name: self._group_of(name) for name in self.models} if due else {}
+        return {name: due[group] for name, group in groups.items() if group in due}
+
+    def _pass_labels(self, closing: Iterable[str]) -> None:
+        """Between two windows all labels known by then have been heard."""
+        for name in closing:
+            self.models[name].pass_labels(self._label_time(self._group_of(name)))
+
+    def _perform(
+        self, taken: _Steps, circumstances: Callable[[str, str, int], Circumstances], names: Iterable[str]
+    ) -> None:
+        """Take the second judgements that have become possible."""
+        for name in names:
+            model = self.models[name]
+            for performance in model.take_performances():
+                around = circumstances(name, performance.version, performance.key)
+                taken.performances.append((name, performance))
+                taken.steps.append((name, Heard(performance, is_quiet(around))))
+                taken.events += model.performed(around, performance)
+                taken.events += model.matured(performance)
+
+    # --- the order of steps ----------------------------------------------------------------------
+
+    def _label(self, model: ModelMonitor, record: LabelRecord) -> None:
+        """
+        Where labels come from one partition, they have passed a time with the first that is later.
+
+        Where from several, only once the window of that time is over for all of them: until then it would
+        depend on which of them was read first.
+        """
+        partition, group = record.partition, self._group(record.partition)
+        alone = len(self._sources.get(group, ())) <= 1
+        before = self._label_time(group)
+        if not alone and before is not None and record.event_time > before:
+            for one in self._members.get(group, ()):
+                if one.closing_time(before) < one.closing_time(record.event_time):
+                    one.pass_labels(before)
+        model.label(record, self.times.of(partition))
+        self.times.advance(partition, record.event_time)
+        if alone:
+            for one in self._members.get(group, ()):
+                one.pass_labels(self.times.of(partition))
+
+    def _note_due(self) -> None:
+        """When the next window of each group has to close, where one is done; and whose it may be."""
+        self._due, self._members = {}, {}
+        for name, model in self.models.items():
+            group = self._group_of(name)
+            self._members.setdefault(group, []).append(model)
+            times = model.due((self._passed or {}).get(group))
+            if times:
+                self._due[group] = min(*times, self._due.get(group, times[0]))
+
+    def _may_close(self, group: int | None, time: datetime) -> bool:
+        """Whether all labels that come before windows which close then have been heard."""
+        heads = self._reading.heads
+        return not self._unheard(group) and all(
+            self._place(heads[one]).time >= time for one in self._sources.get(group, ()) if one in heads
+        )
+
+    def _unheard(self, group: int | None) -> bool:
+        """Whether there may be labels of this group that nobody has seen."""
+        reading = self._reading
+        return any(one in reading.unread and one not in reading.heads for one in self._sources.get(group, ()))
+
+    def _is_reached(self, record: LabelRecord, time: datetime) -> bool:
+        """Whether all windows that close by the time of this label have closed."""
+        group = self._group(record.partition)
+        passed, due = (self._passed or {}).get(group), self._due.get(group)
+        if passed is None or passed < time or (due is not None and due <= time):
+            return False
+        return not self._is_tied(record, time)
+
+    def _is_tied(self, record: LabelRecord, time: datetime) -> bool:
+        """Whether a window of so many rows may yet be filled at this very time."""
+        group, reading = self._group(record.partition), self._reading
+        return (
+            self._settings[record.model].window.rows is not None
+            and (self._passed or {}).get(group) == time
+            and any(one in reading.unread and self._group(one) == group for one in reading.predictions)
+        )
+
+    def _may_bring_earlier(self, group: int | None, other: Partition, place: Place) -> bool:
+        """Whether another partition has, or may have, a label that comes before this place."""
+        head = self._reading.heads.get(other)
+        if head is not None:
+            return self._place(head) < place
+        # Read to its end, it may be written to all the same: until the next window has to close, we wait.
+        return other in self._reading.unread or group not in self._due
+
+    def _place(self, record: LabelRecord) -> Place:
+        """After the windows that end at the closing time of what its partition has reached with it."""
+        reached = max(record.event_time, self.times.of(record.partition) or record.event_time)
+        return Place(closing_time(self._settings[record.model].window, reached), record.partition)
+
+    def _label_time(self, group: int | None) -> datetime | None:
+        """The newest label's: with the labels of a time all are heard, whichever partition they are in."""
+        if self._reading.labels is None:
+            return _NO_MORE_LABELS
+        times = [self.times.of(partition) for partition in self._sources.get(group, ())]
+        return max((time for time in times if time is not None), default=None)
+
+    # --- models and partitions -------------------------------------------------------------------
 
     def _model(self, name: str, saved: ModelSaved | None) -> ModelMonitor:
         return ModelMonitor(name, self._settings[name], self._references, self._max_versions, saved)

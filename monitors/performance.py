@@ -1,5 +1,6 @@
 """Performance: how right the predictions of a closed window turned out to be, once labels are there."""
 
+import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,9 +73,9 @@ class Patience(msgspec.Struct, frozen=True):
     """
     How long predictions wait for labels.
 
-    A window is judged when the labels have passed its end by `horizon`. It is given up, and judged
-    on the labels that came, when the predictions have passed its end by `longest` (the labels may
-    have fallen silent), or when it is the oldest and more than `rows` predictions wait.
+    A window is judged when it has all its labels, or when the labels have passed its end by `horizon`. It
+    is given up, and judged on the labels that came, when the predictions have passed its end by `longest`
+    (the labels may have fallen silent), or when it is the oldest and more than `rows` predictions wait.
     """
 
     horizon: timedelta
@@ -113,8 +114,8 @@ class Labels:
 
     Of the labels that find no closed window the newest `capacity` are kept. A label counts for a
     window if its own partition had not passed the window's horizon before it, and if a row was still
-    without one, so that the score does not depend on how far the label log was read when the window
-    closed, nor on how soon it was judged.
+    without one. A window is judged at the very label that completes it, and what was judged is handed
+    out in that order by `take_judged`: so it depends on the order of what this is told, and on nothing else.
     """
 
     def __init__(self, kind: Literal["classification", "regression"], capacity: int, patience: Patience):
@@ -122,10 +123,12 @@ class Labels:
         self._capacity = capacity
         self._patience = patience
         self._pending: dict[tuple[str, int], PendingWindow] = {}
+        self._oldest: list[tuple[datetime, str, int]] = []  # a heap; some of these are judged already
         self._waiting = 0
         self._home: dict[str, tuple[str, int]] = {}
         self._early: OrderedDict[str, EarlyLabel] = OrderedDict()
         self._early_end = 0
+        self._performances: list[Performance] = []
         self._expected: list[tuple[str, int]] = []
         self._matched: dict[tuple[str, int], dict[str, Scalar]] = {}
         self._judged: list[tuple[str, int]] = []
@@ -146,15 +149,14 @@ class Labels:
         segments = Segments.of(list({row.id: row.segment for row in rows}.values()))
         window = PendingWindow(version, key, end, predictions, {}, start, spans, sound, segments)
         for row in rows:
-            self._home[row.id] = (version, key)
             early = self._early.get(row.id)
             if row.label is not None:
                 window.labels[row.id] = row.label
             elif early is not None and self._in_time(window, early.earlier):
                 window.labels[row.id] = early.label
-        self._pending[version, key] = window
-        self._waiting += len(window.predictions)
+        self._await(window)
         self._expected.append((version, key))
+        self._judge_if_complete(window)
 
     def add(self, record: LabelRecord, earlier: datetime | None) -> None:
         """A label came; `earlier` is the stream time of its partition before it."""
@@ -162,37 +164,27 @@ class Labels:
         if home is None:
             self._keep(EarlyLabel(record.id, record.label, earlier))
             self._early_added.append(self._early[record.id])
-        elif self._in_time(self._pending[home], earlier) and not _is_complete(self._pending[home]):
+        elif self._in_time(self._pending[home], earlier):
             self._pending[home].labels[record.id] = record.label
             self._matched.setdefault(home, {})[record.id] = record.label
+            self._judge_if_complete(self._pending[home])
 
-    def close(self, label_time: datetime | None, prediction_time: datetime | None) -> list[Performance]:
-        """
-        Judge the windows with all labels in, those whose labels are due, and those to give up.
+    def pass_labels(self, label_time: datetime) -> None:
+        """The labels have come so far in event time: judge the windows whose labels are due, oldest first."""
+        while (window := self._first()) and window.end + self._patience.horizon <= label_time:
+            self._judge(window)
 
-        The times are how far either stream has come in event time; None: nobody knows.
-        """
-        judged = [self._judge(window) for window in self._due(label_time)]
-        return judged + [self._judge(window, given_up=True) for window in self._hopeless(prediction_time)]
+    def pass_predictions(self, prediction_time: datetime) -> None:
+        """The predictions have: give up the oldest windows, of those that waited too long or are too many."""
+        while (window := self._first()) and (
+            window.end + self._patience.longest <= prediction_time or self._waiting > self._patience.rows
+        ):
+            self._judge(window, given_up=True)
 
-    def _due(self, label_time: datetime | None) -> list[PendingWindow]:
-        return [
-            window
-            for window in self._pending.values()
-            if _is_complete(window)
-            or (label_time is not None and window.end + self._patience.horizon <= label_time)
-        ]
-
-    def _hopeless(self, prediction_time: datetime | None) -> list[PendingWindow]:
-        """The oldest windows, of those that waited too long or are too many."""
-        hopeless, waiting = [], self._waiting
-        for window in sorted(self._pending.values(), key=lambda window: (window.end, window.key)):
-            late = prediction_time is not None and window.end + self._patience.longest <= prediction_time
-            if not late and waiting <= self._patience.rows:
-                break
-            hopeless.append(window)
-            waiting -= len(window.predictions)
-        return hopeless
+    def take_judged(self) -> list[Performance]:
+        """What was judged since this was last asked for, in order."""
+        judged, self._performances = self._performances, []
+        return judged
 
     def take_changes(self) -> LabelChanges:
         """What happened since this was last asked for."""
@@ -214,9 +206,21 @@ class Labels:
             self._keep(label)
         self._early_end = early_end
         for window in windows:
-            self._pending[window.version, window.key] = window
-            self._waiting += len(window.predictions)
-            self._home.update(dict.fromkeys(window.predictions, (window.version, window.key)))
+            self._await(window)
+            self._judge_if_complete(window)
+
+    def _await(self, window: PendingWindow) -> None:
+        home = window.version, window.key
+        self._pending[home] = window
+        self._waiting += len(window.predictions)
+        self._home.update(dict.fromkeys(window.predictions, home))
+        heapq.heappush(self._oldest, (window.end, *home))
+
+    def _first(self) -> PendingWindow | None:
+        """The oldest window that waits."""
+        while self._oldest and self._oldest[0][1:] not in self._pending:
+            heapq.heappop(self._oldest)
+        return self._pending[self._oldest[0][1:]] if self._oldest else None
 
     def _keep(self, label: EarlyLabel) -> None:
         self._early.pop(label.id, None)
@@ -228,7 +232,11 @@ class Labels:
     def _in_time(self, window: PendingWindow, earlier: datetime | None) -> bool:
         return earlier is None or earlier < window.end + self._patience.horizon
 
-    def _judge(self, window: PendingWindow, given_up: bool = False) -> Performance:
+    def _judge_if_complete(self, window: PendingWindow) -> None:
+        if len(window.labels) == len(window.predictions):
+            self._judge(window)
+
+    def _judge(self, window: PendingWindow, given_up: bool = False) -> None:
         del self._pending[window.version, window.key]
         self._waiting -= len(window.predictions)
         self._judged.append((window.version, window.key))
@@ -240,7 +248,7 @@ class Labels:
         ]
         losses = [cost for cost in costs if cost is not None]
         mean = math.fsum(losses) / len(losses) if losses else None
-        return Performance(
+        performance = Performance(
             version=window.version,
             key=window.key,
             metric=self._metric,
@@ -256,6 +264,7 @@ class Labels:
             sound=window.sound,
             segments=tuple(_by_segment(window.segments, costs)),
         )
+        self._performances.append(performance)
 
 
 def _by_segment(segments: Segments, costs: Sequence[float | None]) -> Iterator[SegmentLoss]:
@@ -263,10 +272,6 @@ def _by_segment(segments: Segments, costs: Sequence[float | None]) -> Iterator[S
         known = [cost for row in rows if (cost := costs[row]) is not None]
         if known:
             yield SegmentLoss(segment, len(known), math.fsum(known) / len(known))
-
-
-def _is_complete(window: PendingWindow) -> bool:
-    return len(window.labels) == len(window.predictions)
 
 
 def loss(metric: Literal["accuracy", "mae"], prediction: Scalar, label: Scalar) -> float | None:

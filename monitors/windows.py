@@ -18,13 +18,18 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class OpenWindow(msgspec.Struct):
-    """What is remembered of a window beside its rows; `seen` counts them before sampling."""
+    """
+    What is remembered of a window beside its rows; `seen` counts them before sampling.
+
+    `filled` is the stream time at which a window of so many rows had them all.
+    """
 
     key: int
     start: datetime
     end: datetime
     seen: int = 0
     spans: dict[Partition, tuple[int, int]] = {}
+    filled: datetime | None = None
 
     def count(self, record: PredictionRecord) -> None:
         """Note that a record belongs here; spans are half-open offset ranges."""
@@ -92,6 +97,9 @@ class Windows(Protocol):
 
     def add(self, record: PredictionRecord, earlier: datetime) -> None:
         """Take one record; `earlier` is the stream time of its partition before it."""
+
+    def due(self, stream_time: datetime | None) -> list[datetime]:
+        """The stream times that `close` has to be called with to give up those that are done, one by one."""
 
     def close(self, stream_time: datetime | None) -> list[ClosedWindow]:
         """Give up the windows that are done, oldest first; None: no partition has a stream time yet."""
@@ -188,6 +196,12 @@ class TimeWindows(_Collecting):
             window = self._open[key] = OpenWindow(key, start, end)
         self._collect(window, record)
 
+    def due(self, stream_time: datetime | None) -> list[datetime]:
+        if stream_time is None:
+            return []
+        times = (window.end + self._grace for window in self._open.values())
+        return sorted(time for time in times if time <= stream_time)
+
     def close(self, stream_time: datetime | None) -> list[ClosedWindow]:
         if stream_time is None:
             return []
@@ -221,11 +235,20 @@ class CountWindows(_Collecting):
         window.start = min(window.start, record.event_time)
         window.end = max(window.end, record.event_time + MICROSECOND)
         if window.seen == self._capacity:
+            window.filled = max(earlier, record.event_time)
             self._next_key += 1
 
+    def due(self, stream_time: datetime | None) -> list[datetime]:
+        """Of the one partition that the rows come from, whatever time the others have reached."""
+        return [_filled(window) for window in self._full()]
+
     def close(self, stream_time: datetime | None) -> list[ClosedWindow]:
-        full = [window for key, window in sorted(self._open.items()) if key < self._next_key]
-        return [self._give_up(window) for window in full]
+        """Give up the windows that were full by then; None: all that are."""
+        done = [one for one in self._full() if stream_time is None or _filled(one) <= stream_time]
+        return [self._give_up(window) for window in done]
+
+    def _full(self) -> list[OpenWindow]:
+        return [window for key, window in sorted(self._open.items()) if key < self._next_key]
 
     def state(self) -> WindowsState:
         return WindowsState(self._open_now(), EPOCH, self._next_key, self.late)
@@ -233,6 +256,11 @@ class CountWindows(_Collecting):
     def restore(self, state: WindowsState, rows: Mapping[int, Iterable[PredictionRecord]]) -> None:
         self._refill(state, rows)
         self._next_key = state.next_key
+
+
+def _filled(window: OpenWindow) -> datetime:
+    """As far as is known: checkpoints of older releases don't say."""
+    return window.filled or window.end - MICROSECOND
 
 
 def closing_time(settings: WindowSettings, event_time: datetime) -> datetime:

@@ -177,14 +177,14 @@ class KafkaSource:
         found, self._losses = self._losses, []
         return found
 
-    def drained(self) -> frozenset[Partition]:
+    def drained(self, fresh: bool = False) -> frozenset[Partition]:
         """
         The owned partitions with nothing left to read.
 
         None, where Kafka does not answer: a log that cannot be seen is not known to have ended.
         """
         behind = {one: self._position(one) for one in self._next}
-        if not behind or not self._refresh_ends():
+        if not behind or not self._refresh_ends(fresh):
             return frozenset()
         return frozenset(self._partitions[one] for one, at in behind.items() if at >= self._ends[one])
 
@@ -354,10 +354,11 @@ class KafkaSource:
             at = self._next[one] if renewed else self._position(one)
             self._go_on(one, self._available(one, at, first[one], end[one], renewed))
 
-    def _refresh_ends(self) -> bool:
-        """Ask for the ends of the log if that was a while ago; false where nobody answers."""
+    def _refresh_ends(self, fresh: bool = False) -> bool:
+        """Ask for the ends of the log, now or if that was a while ago; false where nobody answers."""
         wanted = self._next.keys() or {self._witness}
-        if time.monotonic() - self._ends_at < END_CHECK_SECONDS and self._ends.keys() >= wanted:
+        recent = time.monotonic() - self._ends_at < END_CHECK_SECONDS
+        if recent and not fresh and self._ends.keys() >= wanted:
             return True
         try:
             ends = self._consumer.end_offsets(list(wanted), timeout_ms=int(END_CHECK_SECONDS * 1000))

@@ -13,11 +13,14 @@ from flows.backtest.stream import Said, Stream
 from flows.registry import LoadedModel
 from flows.rows import LabelledRows
 from monitors.episodes import Judged
+from monitors.reading import Reading
 from monitors.records import LabelRecord, Partition, PredictionRecord, Scalar
 from monitors.settings import FlowSettings, ModelSettings
 
 ORIGIN = "backtest"
 PREDICTIONS, LABELS = Partition("predictions", 0), Partition("labels", 0)
+# Nothing is ever there that was not told.
+_ALL_READ = Reading((PREDICTIONS,), (LABELS,))
 # Where windows are times, how many rows may be answered at once.
 _BLOCK_ROWS = 500
 
@@ -100,7 +103,7 @@ class FileReplay:
         return self._replay.settle(self._known)
 
     def _close(self) -> int:
-        return self._replay.close((PREDICTIONS,), (LABELS,), self._end_row)
+        return self._replay.close(lambda: _ALL_READ, self._end_row)
 
     def _end_row(self, judged: Judged) -> int:
         end = self._stream.reference_rows + max(span.end for span in judged.spans)

@@ -1,6 +1,6 @@
 """The replay: a monitor, what it asks for and what came of it, whoever feeds the records."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import msgspec
 
@@ -12,7 +12,8 @@ from flows.rows import LabelledRows
 from monitors.episodes import Circumstances, Judged
 from monitors.events import Event, Kind, RetrainRequest
 from monitors.monitor import Monitor
-from monitors.records import LabelRecord, Partition, PredictionRecord
+from monitors.reading import Reading
+from monitors.records import LabelRecord, PredictionRecord
 from monitors.settings import FlowSettings
 
 
@@ -40,17 +41,22 @@ class Replay:
 
     def close(
         self,
-        predictions: Collection[Partition],
-        labels: Collection[Partition] | None,
+        read: Callable[[], Reading],
         end_row: Callable[[Judged], int],
+        take_labels: Callable[[], int] = lambda: 0,
     ) -> int:
-        """Judge what is done; returns how many windows have closed."""
-        result = self.monitor.close(self._circumstances, predictions, labels)
-        for judged in result.judged:
-            self.happened.judge(judged, end_row(judged))
-        self._tell(result.events)
-        self.happened.performances += [performance for _, performance in result.performances]
-        return len(result.judged)
+        """Take all the steps that can be taken; returns how many windows have closed."""
+        before = len(self.happened.windows)
+        while True:
+            self.monitor.note(read())
+            taken = take_labels()
+            result = self.monitor.close(self._circumstances)
+            for judged in result.judged:
+                self.happened.judge(judged, end_row(judged))
+            self._tell(result.events)
+            self.happened.performances += [performance for _, performance in result.performances]
+            if not taken and not result.judged:
+                return len(self.happened.windows) - before
 
     def settle(self, known: Callable[[], LabelledRows]) -> LoadedModel | None:
         """Carry out what was asked for since the last time; returns the newest champion, if there is one."""

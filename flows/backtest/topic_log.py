@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from daemon.wire.kafka import read_ranges
+from daemon.wire.kafka import log_bounds, read_ranges
 from daemon.wire.kafka_client import admin, bounds_between
 from flows.backtest.table import UnusableStream
 from monitors.decoding import make_decoder
@@ -19,7 +19,8 @@ class TopicLog(msgspec.Struct, frozen=True):
     Valid records of all models, each partition's in order.
 
     `predictions` stand in the order in which the stream times of their partitions pass their event times;
-    `lines` are the labels by partition, and `origin` is what the daemon names its episodes after.
+    `lines` are the labels by partition, those without any included, and `origin` is what the daemon names
+    its episodes after.
     """
 
     origin: str
@@ -35,7 +36,8 @@ def read_topic(
     decoder = make_decoder(settings.fields, kafka.labels_topic, models, settings.limits)
     topics = (*kafka.topics, *((kafka.labels_topic,) if kafka.labels_topic else ()))
     predictions: dict[Partition, list[PredictionRecord]] = {}
-    lines: dict[Partition, list[LabelRecord]] = {}
+    labelled = log_bounds(kafka, kafka.labels_topic) if kafka.labels_topic else {}
+    lines: dict[Partition, list[LabelRecord]] = {partition: [] for partition in labelled}
     for raw in read_ranges(kafka, list(_ranges(settings, topics, since, until))):
         try:
             record = decoder.decode(raw)

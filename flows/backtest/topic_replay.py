@@ -16,6 +16,7 @@ from flows.data import joined, plain_scalar, rank, truth, usable
 from flows.registry import LoadedModel
 from flows.rows import LabelledRows
 from monitors.episodes import Judged
+from monitors.reading import Reading
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord, Scalar
 from monitors.settings import FlowSettings
 
@@ -45,7 +46,8 @@ def replay_topic(
 
 class TopicReplay:
     """
-    Feeds a log to a replay. Labels wait until the window of their time has closed, as they do live.
+    Feeds a log to a replay. Labels wait until the window of their time has closed, as they do live; those of
+    other models wait as if they were windowed like this one.
 
     A record that the replay's own champion would have answered, and that another version was logged
     for, is answered by that champion; all others are taken as they were logged.
@@ -67,10 +69,13 @@ class TopicReplay:
         self._champion: LoadedModel | None = None
         self._answered: dict[int, tuple[Scalar, float | None]] = {}
         self._promotions = [(0, first)]
+        self._next: PredictionRecord | None = None
 
     def run(self) -> tuple[Stream, Replayed]:
         """From the first record to the last; the stream are the rows that the model was asked for."""
-        for record in self._log.predictions:
+        following = [*self._log.predictions[1:], None]
+        for record, after in zip(self._log.predictions, following, strict=True):
+            self._next = after
             self._left[record.partition] -= 1
             if record.model == self._settings.model:
                 self._observe(self._served(record))
@@ -78,7 +83,6 @@ class TopicReplay:
             else:
                 self._replay.monitor.times.advance(record.partition, record.event_time)
             self._close()
-        self._close()
         return self._stream(), Replayed(
             self._replay.happened, self._said(self._fed), self._said(self._ours), tuple(self._promotions)
         )
@@ -94,31 +98,43 @@ class TopicReplay:
             return
 
     def _close(self) -> None:
-        """Judge what is done, take the labels that are due, judge again, and carry out what was asked for."""
-        closed = self._replay.close(self._predicting(), self._labelling(), self._end_row)
-        if not self._take_labels() and not closed:
-            return
-        self._replay.close(self._predicting(), self._labelling(), self._end_row)
+        """Judge what is done, in turn with the labels that are due; then carry out what was asked for."""
+        self._replay.close(self._reading, self._end_row, self._take_labels)
         promoted = self._replay.settle(self._known)
         if promoted is not None:
             self._champion, self._answered = promoted, {}
             self._promotions.append((len(self._fed), promoted.model_version))
 
-    def _take_labels(self) -> bool:
-        taken = False
-        for line in self._lines.values():
-            while line and (self._foreign(line[0]) or not self._replay.monitor.ahead(line[0])):
+    def _reading(self) -> Reading:
+        heads = {partition: self._ours_alike(line[0]) for partition, line in self._lines.items() if line}
+        following = self._next
+        times = self._replay.monitor.times
+        # Until a later time is read, there may be more of the time that was reached.
+        stands = following is not None and following.event_time <= (
+            times.of(following.partition) or following.event_time
+        )
+        unread = (following.partition,) if following is not None and stands else ()
+        return Reading(self._predicting(), self._labelling(), unread, heads)
+
+    def _take_labels(self) -> int:
+        taken = 0
+        monitor = self._replay.monitor
+        for _, line in sorted(self._lines.items()):
+            while line and not monitor.ahead(self._ours_alike(line[0])):
                 record = line.popleft()
-                taken = True
-                if self._foreign(record):
-                    self._replay.monitor.times.advance(record.partition, record.event_time)
+                taken += 1
+                if record.model != self._settings.model:
+                    monitor.times.advance(record.partition, record.event_time)
                     continue
                 self._labels[record.id] = record.label
                 self._replay.observe(record)
         return taken
 
-    def _foreign(self, record: LabelRecord) -> bool:
-        return record.model != self._settings.model
+    def _ours_alike(self, record: LabelRecord) -> LabelRecord:
+        """Other models' labels stand in the same lines; how their windows are made is not known here."""
+        if record.model == self._settings.model:
+            return record
+        return msgspec.structs.replace(record, model=self._settings.model)
 
     def _predicting(self) -> Collection[Partition]:
         """The partitions that windows wait for: those that still have records, or all at the very end."""
@@ -126,11 +142,10 @@ class TopicReplay:
         return [one for one in mine if self._left[one]] or mine
 
     def _labelling(self) -> Collection[Partition] | None:
-        """Likewise; None where labels come with the predictions alone."""
+        """All that labels come from; None where they come with the predictions alone."""
         if not self._settings.kafka.labels_topic:
             return None
-        mine = [one for one in self._lines if self._waited_for(one)]
-        return [one for one in mine if self._lines[one]] or mine
+        return [one for one in self._lines if self._waited_for(one)]
 
     def _waited_for(self, partition: Partition) -> bool:
         """A model that is shared with others waits for the partitions of its own index alone."""

@@ -4,9 +4,9 @@ How often the gate promotes an equal, and how often it sees a better one, on sim
 Each pair answers the same holdout; right and wrong answers, errors and scores come from latent series that
 both share in part, as models that were trained on the same log do. `ar 0.9` is a first-order autoregression;
 in `turns of 50` one model is better for about 50 rows and then the other, and in `5 turns` a whole holdout
-sees only about five of them, which no test can tell from a difference that stays. `by Brier`: both models state
-calibrated probabilities, which the gate's proof then is by. Beside the gate, up to
-2,000 rows: the paired differences taken for independent rows, and a circular block bootstrap of Politis and
+sees only about five of them, which no test can tell from a difference that stays. `by Brier`: the
+models state calibrated probabilities, so that the gate's proof is by those. Beside the gate, up to 2,000
+rows: the paired differences taken for independent rows, and a circular block bootstrap of Politis and
 White's block length.
 
 The last line is JSON. Options: --pairs, --jobs, --quick (the main cells alone).
@@ -84,22 +84,26 @@ class Measured:
 def cells(quick: bool) -> Iterator[Cell]:
     """Equal pairs first, then better ones."""
     sizes = (500, 2000) if quick else (100, 500, 2000, 20_000)
-    for dependence in DEPENDENCES:
-        yield from (Cell("accuracy", dependence, rows) for rows in sizes)
+    for proper in (False, True):
+        for dependence in DEPENDENCES:
+            yield from (Cell("accuracy", dependence, rows, proper=proper) for rows in sizes)
     others = ("ar 0.9",) if quick else ("independent", "ar 0.9", "turns of 50")
     for metric in METRICS[1:]:
         for dependence in others:
             yield from (Cell(metric, dependence, rows) for rows in sizes[:3])
     for dependence in ("independent", "ar 0.9"):
         yield from (Cell("accuracy", dependence, rows, candidates=3) for rows in (500, 2000))
-    for dependence in DEPENDENCES:
-        yield from (Cell("accuracy", dependence, rows, proper=True) for rows in sizes)
     yield Cell("accuracy", "ar 0.9", 2000, candidates=3, proper=True)
-    for dependence in ("independent", "ar 0.5", "ar 0.9", "turns of 50"):
-        yield Cell("accuracy", dependence, 2000, edge=True, proper=True)
+    yield from _better_cells(quick)
+
+
+def _better_cells(quick: bool) -> Iterator[Cell]:
+    dependences = ("independent", "ar 0.5", "ar 0.9", "turns of 50")
     for metric in METRICS[:1] if quick else METRICS:
-        for dependence in ("independent", "ar 0.5", "ar 0.9", "turns of 50"):
+        for dependence in dependences:
             yield Cell(metric, dependence, 2000, edge=True)
+    for dependence in dependences:
+        yield Cell("accuracy", dependence, 2000, edge=True, proper=True)
     yield Cell("accuracy", "independent", 2000, edge=True, candidates=3)
 
 

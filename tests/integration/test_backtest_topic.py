@@ -4,7 +4,8 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ from monitors.decoding import make_decoder
 from monitors.drift import WindowRows
 from monitors.episodes import Judged
 from monitors.events import Outcome, RetrainRequest
-from monitors.records import Partition
+from monitors.records import Partition, RawRecord
+from monitors.settings import KafkaSettings
 
 if TYPE_CHECKING:
     from tests.conftest import Kafka
@@ -44,6 +46,7 @@ pytestmark = pytest.mark.kafka
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODEL = "parcels"
 REFERENCE, WINDOW, WINDOWS, CHANGE = 600, 100, 12, 4
+BEHIND = 8
 PATIENCE_SECONDS = 300.0
 
 
@@ -66,13 +69,36 @@ def world(rows: int, changed: bool, seed: int) -> pd.DataFrame:
     return pd.DataFrame(values, columns=["push", "pull", "load"]).assign(label=label)
 
 
+class Slow(KafkaSource):
+    """Reads no label before it has polled so many times: as if their topic were far away."""
+
+    POLLS = 12
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        super().__init__(settings)
+        self._left = self.POLLS
+        self._wanted: frozenset[Partition] = frozenset()
+
+    def poll(self, timeout_seconds: float) -> Sequence[RawRecord]:
+        if self._next:
+            self._left -= 1
+            self.hold(self._wanted)
+        return super().poll(timeout_seconds)
+
+    def hold(self, partitions: Collection[Partition]) -> None:
+        self._wanted = frozenset(partitions)
+        far = [one for one in self._partitions.values() if one.topic == self._settings.labels_topic]
+        super().hold(self._wanted.union(far if self._left > 0 else ()))
+
+
 class Live:
     """A daemon's loop, the flow that its requests lead to, and the service that logs what it says."""
 
-    def __init__(self, kafka: "Kafka", folder: Path) -> None:
+    def __init__(self, kafka: "Kafka", folder: Path, label_partitions: int = 1) -> None:
         self.kafka = kafka
         self.folder = folder
-        self.topic, self.labels = kafka.topic(1), kafka.topic(1)
+        self.topic, self.labels = kafka.topic(1), kafka.topic(label_partitions)
+        self.label_partitions = label_partitions
         self.file = folder / "retrain-daemon.toml"
         self.file.write_text(
             f'mode = "retrain"\n[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n'
@@ -90,7 +116,7 @@ class Live:
         self.source = KafkaSource(self.config.kafka)
         self.loop = self._loop()
         self._served: list[tuple[str, int]] = []
-        self._told = 0
+        self._told: Counter[Partition] = Counter()
 
     def close(self) -> None:
         self.source.close()
@@ -104,6 +130,29 @@ class Live:
             self._until(lambda window=number: self.ledger.window_count(MODEL) > window and self._all_taken())
             while request := self._open_request():
                 self._carry_out(request)
+
+    def fall_behind(self, windows: int) -> None:
+        """Log much before anybody reads it; a process far from the labels dies, and another goes on."""
+        for number in range(windows):
+            self._log_window(number, moved(WINDOW, number >= CHANGE, seed=100 + number))
+        self.restart(Slow(self.config.kafka))
+        self._until(lambda: self.ledger.window_count(MODEL) >= windows // 2)
+        self.restart(Slow(self.config.kafka))
+        self._until(lambda: self.ledger.window_count(MODEL) == windows and self._at_rest())
+
+    def catch_up(self, first: int, last: int) -> None:
+        """Go on window by window until something is asked for."""
+        for number in range(first, last):
+            self._log_window(number, moved(WINDOW, True, seed=100 + number))
+            self._until(lambda window=number: self.ledger.window_count(MODEL) > window and self._at_rest())
+            if self._open_request():
+                return
+
+    def restart(self, source: KafkaSource) -> None:
+        """As after kill -9: what is not in the ledger never was."""
+        self.source.close()
+        self.source = source
+        self.loop = self._loop()
 
     def _bootstrapped(self) -> LoadedModel:
         rows = world(REFERENCE, False, seed=1)
@@ -159,18 +208,26 @@ class Live:
             ],
         )
         known_at = times[-1].isoformat()
-        told = [
-            json.dumps({"model": MODEL, "id": name, "event_time": known_at, "label": label}).encode()
-            for name, label in self._served
-        ]
-        if told:
-            self.kafka.produce(self.labels, told)
-            self._told += len(told)
+        for index in range(self.label_partitions):
+            told = [
+                json.dumps({"model": MODEL, "id": name, "event_time": known_at, "label": label}).encode()
+                for name, label in self._served
+                if int(name[1:]) % self.label_partitions == index
+            ]
+            if told:
+                self.kafka.produce(self.labels, told, index)
+                self._told[Partition(self.labels, index)] += len(told)
         self._served = [(f"p{first + place}", label) for place, label in enumerate(rows["label"].tolist())]
 
     def _all_taken(self) -> bool:
         """Labels count once their window is closed, a cycle after they were read."""
-        return self.loop._next[Partition(self.labels, 0)] == self._told
+        return all(self.loop._next[partition] == told for partition, told in self._told.items())
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is left to read but labels whose turn it is not."""
+        monitor, standing = self.loop._monitor, {one for one, line in self.loop._labels.items() if line}
+        left = self.loop._next.keys() - standing - self.source.drained(fresh=True)
+        return monitor is not None and not monitor.waits and not left
 
     def _open_request(self) -> RetrainRequest | None:
         found = self.ledger.requests(MODEL, open_only=True)
@@ -201,6 +258,12 @@ class Live:
             self.loop.run_once(0.05)
 
 
+def moved(rows: int, changed: bool, seed: int) -> pd.DataFrame:
+    """In the moved world other inputs come, and mean what they always did."""
+    made = world(rows, False, seed)
+    return made.assign(pull=made["pull"] + 3.0 * changed, load=made["load"] * (1.0 + changed))
+
+
 @pytest.fixture(scope="module")
 def live(kafka: "Kafka", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     played = Live(kafka, tmp_path_factory.mktemp("live"))
@@ -209,6 +272,17 @@ def live(kafka: "Kafka", tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         yield played
     finally:
         played.close()
+
+
+@pytest.fixture
+def behind(kafka: "Kafka", tmp_path: Path) -> Iterator[Live]:
+    live = Live(kafka, tmp_path, label_partitions=2)
+    try:
+        live.fall_behind(BEHIND)
+        live.catch_up(BEHIND, BEHIND + 12)
+        yield live
+    finally:
+        live.close()
 
 
 def replayed(live: Live) -> Happened:
@@ -267,3 +341,20 @@ def test_only_what_was_logged_between_the_times_is_replayed(
     assert "holds no prediction of 'parcels'" in capsys.readouterr().err
     assert main([*words, "--from", "1d", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == WINDOW * WINDOWS
+
+
+def test_how_far_either_topic_was_read_changes_nothing(behind: Live) -> None:
+    """The daemon was far behind, and saw the labels last; a replay has all of them at hand."""
+    happened = replayed(behind)
+    assert [window.judged for window in happened.windows] == behind.ledger.evidence(MODEL)
+    (asked,) = behind.ledger.requests(MODEL)
+    again = happened.requests[0]
+    assert (again.request, again.episode, again.attempt) == (asked.id, asked.episode, asked.attempt)
+    posted = [event["id"] for event in behind.ledger.events()]
+    assert [str(told.event.id) for told in happened.events][: len(posted)] == posted
+
+    rows = behind.ledger.windows(MODEL)
+    held = {(row["version"], row["key"]): (row["score"], row["labelled"]) for row in rows if row["labelled"]}
+    assert {(one.version, one.key): (one.score, one.labelled) for one in happened.performances} == held
+    told = json.loads(asked.payload)
+    assert told["basis"] == "labels" and told["signal"] == "data drift", "labels that drift has waited for"

@@ -1,6 +1,8 @@
 """Laws of the monitor: interleavings, kills and restores never change what is decided."""
 
 import random
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 
 from daemon.ledger import Checkpoint, Ledger, Position
 from monitors.drift import DriftEngine, DriftReport, DriftScore, SegmentShift
-from monitors.episodes import Circumstances, Judged
-from monitors.events import Kind
+from monitors.episodes import Circumstances, Judged, ModelState
+from monitors.events import Kind, Outcome, RetrainRequest
 from monitors.monitor import Monitor, Result
-from monitors.performance import Performance
+from monitors.reading import Reading
 from monitors.records import InvalidRecord, LabelRecord, Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings, PolicySettings, WindowSettings
+from monitors.shifts import Shift
+from monitors.steps import Closed, Heard, Taken
 from monitors.windows import ClosedWindow
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,13 +32,17 @@ LABELS = Partition("labels", 0)
 class MeanEngine:
     """Drift is a mean that moved by more than 1: the least engine that can tell windows apart."""
 
+    baseline = None
+
     def __init__(self, rows: Sequence[PredictionRecord]) -> None:
-        self._mean = self._mean_of(rows)
+        self._mean, self._rows = self._mean_of(rows), len(rows)
 
     def judge(self, records: Sequence[PredictionRecord]) -> DriftReport:
-        distance = abs(self._mean_of(records) - self._mean)
-        score = DriftScore("x", "mean", distance, 1.0, ">=", distance >= 1.0, 1, len(records), "test/mean")
-        return DriftReport((score,))
+        mean, rows = self._mean_of(records), len(records)
+        distance = abs(mean - self._mean)
+        score = DriftScore("x", "mean", distance, 1.0, ">=", distance >= 1.0, 1, rows, "test/mean")
+        shift = Shift("x", "location", mean / 10, rows, self._mean / 10, self._rows, 0.02, 0.02)
+        return DriftReport((score,), shifts=(shift,))
 
     def locate(self, records: Sequence[PredictionRecord], columns: Sequence[str]) -> tuple[SegmentShift, ...]:
         return ()
@@ -99,6 +107,72 @@ MODEL = ModelSettings(
 )
 
 
+# Requests end so long after the window that they were asked for: later than any label of it is heard.
+ANSWERED_AFTER = timedelta(seconds=180)
+BY_TIME = WindowSettings(seconds=10.0, grace_seconds=2.0, min_rows=3, max_rows=8)
+BY_COUNT = WindowSettings(rows=10, min_rows=3)
+
+
+def by_budget(window: WindowSettings, horizon: float = 60.0) -> ModelSettings:
+    """The default policy, with windows of some ten rows."""
+    return ModelSettings(
+        reference_rows=20, label_horizon_seconds=horizon, max_pending_seconds=75.0, window=window
+    )
+
+
+Arrivals = dict[Partition, list[float]]
+
+
+def make_labelled_log(
+    seed: int, window: WindowSettings, partitions: int, label_partitions: int, rows: int = 700
+) -> tuple[Log, Arrivals]:
+    """
+    A model that is wrong for a while, and inputs that move for a while; a tenth of the labels never come.
+
+    Most labels come one by one; those of the middle third in heaps, many windows at once. Some are of the
+    very time that the predictions have reached, and, where windows are times, some come after others of a
+    later time. When each record was written goes with it.
+    """
+    chance = random.Random(seed)
+    log: Log = {Partition("predictions", index): [] for index in range(partitions)}
+    log |= {Partition("labels", index): [] for index in range(label_partitions)}
+    arrivals: Arrivals = {partition: [] for partition in log}
+    known: list[tuple[float, float, str, int]] = []
+    reached: list[float] = [0.0]
+    for number in range(rows):
+        partition = Partition("predictions", chance.randrange(partitions))
+        second = max(0.0, round(number - 3 * chance.random(), 3))
+        reached.append(max(reached[-1], second))
+        log[partition].append(
+            PredictionRecord(
+                model="fraud",
+                model_version="1",
+                id=f"r{number}",
+                event_time=START + timedelta(seconds=second),
+                features={"x": chance.gauss(3.0 if 450 <= number < 550 else 0.0, 0.1)},
+                prediction=1,
+                partition=partition,
+                offset=len(log[partition]),
+            )
+        )
+        arrivals[partition].append(number)
+    for number in range(rows):
+        heap = rows // 3 <= number < 2 * rows // 3
+        at = (number // 70 + 1) * 70 + 0.5 if heap else number + chance.uniform(5.0, 25.0)
+        if chance.random() < 0.3 and not heap:
+            at = reached[min(int(at), rows)]
+        wrong = 0.9 if 150 <= number < 330 else 0.05
+        delay = chance.uniform(0.0, 8.0) if window.seconds and chance.random() < 0.1 else 0.0
+        if chance.random() < 0.9:
+            known.append((at + delay, at, f"r{number}", int(chance.random() >= wrong)))
+    for arrival, at, name, label in sorted(known):
+        where = Partition("labels", int(name[1:]) % label_partitions)
+        time = START + timedelta(seconds=at)
+        log[where].append(LabelRecord("fraud", name, label, time, where, len(log[where])))
+        arrivals[where].append(arrival)
+    return log, arrivals
+
+
 class Killed(Exception):
     """The process is gone after it decided and before it wrote that down."""
 
@@ -107,17 +181,30 @@ class Member:
     """One process after the other, reading up to `reach` records at once, killed now and then."""
 
     def __init__(
-        self, log: Log, ledger: Ledger, shelf: Shelf, chance: random.Random, reach: int = 12
+        self,
+        log: Log,
+        ledger: Ledger,
+        shelf: Shelf,
+        chance: random.Random,
+        reach: int = 12,
+        settings: ModelSettings = MODEL,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._log, self._ledger, self._shelf, self._chance = log, ledger, shelf, chance
-        self._reach = reach
-        self.performances: dict[tuple[str, int], Performance] = {}
+        self._reach, self._settings = reach, settings
+        # What is written by and by; None: all is there from the start.
+        self._arrivals, self._clock = arrivals, 0.0
+        self._lines: dict[Partition, deque[LabelRecord]] = {}
+        self._asked: dict[str, datetime] = {}
+        self.steps: list[Taken] = []
+        self.state = ModelState()
 
     def live(self, cycles: int | None) -> bool:
         """Start from the ledger and run; after that many cycles the process is simply gone."""
         self._ledger.take_over("group", "member")
         restored = self._ledger.restore()
-        monitor = Monitor({"fraud": MODEL}, self._shelf, LimitSettings(), restored.models)
+        monitor = Monitor({"fraud": self._settings}, self._shelf, LimitSettings(), restored.models)
+        self._lines = {}
         positions = dict.fromkeys(self._log, 0)
         for partition, position in restored.positions.items():
             positions[partition] = position.next_offset
@@ -138,30 +225,87 @@ class Member:
 
     def _cycle(self, monitor: Monitor, positions: dict[Partition, int], may_die: bool) -> None:
         for partition in self._chance.sample(sorted(self._log), len(self._log)):
-            take = self._chance.randrange(0, self._reach)
-            for record in self._log[partition][positions[partition] : positions[partition] + take]:
-                if isinstance(record, LabelRecord) and monitor.ahead(record):
-                    break
-                monitor.observe(record)
-                positions[partition] += 1
+            line = self._lines.setdefault(partition, deque())
+            if line:
+                continue  # what stands in line is read no further
+            start = positions[partition]
+            end = min(start + self._chance.randrange(0, self._reach), self._end(partition))
+            for record in self._log[partition][start:end]:
+                if isinstance(record, LabelRecord):
+                    line.append(record)
+                else:
+                    monitor.observe(record)
+                    positions[partition] += 1
         if monitor.met:
             self._save(monitor, positions, Result())
-        predictions = [p for p in self._log if p != LABELS]
-        result = monitor.close(self._around, predictions, [LABELS])
+        result = self._step(monitor, positions)
         killed_before_the_checkpoint = may_die and self._chance.random() < 0.5
         if killed_before_the_checkpoint:
             raise Killed
         if result.judged or result.performances or self._chance.random() < 0.4:
             self._save(monitor, positions, result)
 
+    def _step(self, monitor: Monitor, positions: dict[Partition, int]) -> Result:
+        result, moved = Result(), True
+        while moved:
+            monitor.note(self._reading(positions))
+            moved = self._take_labels(monitor, positions)
+            step = monitor.close(self._around)
+            moved |= bool(step.judged)
+            result = result.then(step).then(self._answered(monitor, step))
+        return result
+
+    def _reading(self, positions: dict[Partition, int]) -> Reading:
+        at = {one: positions[one] + len(self._lines.get(one, ())) for one in self._log}
+        return Reading(
+            [one for one in self._log if one.topic == "predictions"],
+            [one for one in self._log if one.topic == "labels"],
+            [one for one in self._log if at[one] < self._end(one)],
+            {one: line[0] for one, line in self._lines.items() if line},
+        )
+
+    def _take_labels(self, monitor: Monitor, positions: dict[Partition, int]) -> bool:
+        taken = False
+        for partition, line in self._lines.items():
+            while line and not monitor.ahead(line[0]):
+                monitor.observe(line.popleft())
+                positions[partition] += 1
+                taken = True
+        return taken
+
+    def _answered(self, monitor: Monitor, step: Result) -> Result:
+        """Requests are refused a good while after they were asked for, by the time of the windows."""
+        for told_of in step.events:
+            if told_of.kind is Kind.RETRAIN_REQUESTED:
+                self._asked[told_of.request] = msgspec.convert(told_of.payload, RetrainRequest).window_end
+        model = monitor.models["fraud"]
+        episode = model.state.episode
+        if not step.judged or episode is None or not episode.request:
+            return Result()
+        if step.judged[-1].end < self._asked[episode.request] + ANSWERED_AFTER:
+            return Result()
+        return Result(events=model.outcome(episode.request, Outcome(action="refused", sentence="no")))
+
     def _is_all_taken(self, monitor: Monitor, positions: dict[Partition, int]) -> bool:
         """Whether nothing is left but labels of a time whose windows never close."""
-        left = [records[positions[p]] for p, records in self._log.items() if positions[p] < len(records)]
-        return all(isinstance(record, LabelRecord) and monitor.ahead(record) for record in left)
+        reading = self._reading(positions)
+        monitor.note(reading)
+        held = reading.heads.keys()
+        rests = held >= set(reading.unread) and all(monitor.ahead(head) for head in reading.heads.values())
+        if rests and any(self._end(one) < len(records) for one, records in self._log.items()):
+            self._clock += self._chance.uniform(0.0, 40.0)
+            return False
+        return rests
+
+    def _end(self, partition: Partition) -> int:
+        """Up to where the log is written by now."""
+        if self._arrivals is None:
+            return len(self._log[partition])
+        return bisect_right(self._arrivals[partition], self._clock)
 
     def _save(self, monitor: Monitor, positions: dict[Partition, int], result: Result) -> None:
-        for model, performance in result.performances:
-            self.performances[model, performance.key] = performance
+        self.steps += [step for _, step in result.steps]
+        self.state = monitor.models["fraud"].state
         self._ledger.checkpoint(
             Checkpoint(
                 positions={p: Position(offset, monitor.times.of(p)) for p, offset in positions.items()},
@@ -197,6 +341,119 @@ def run(
 
 def _scores(ledger: Ledger) -> list[tuple[object, ...]]:
     return [(row["key"], row["metric"], row["score"], row["labelled"]) for row in ledger.windows("fraud")]
+
+
+class Story(msgspec.Struct, frozen=True):
+    """Everything that one reading of a log has led to."""
+
+    judged: list[Judged]
+    events: list[str]
+    kinds: list[str]
+    steps: list[Taken]
+    scores: list[tuple[object, ...]]
+    state: ModelState
+
+
+def story(
+    log: Log,
+    window: WindowSettings,
+    seed: int,
+    kills: Sequence[int],
+    reach: int,
+    arrivals: Arrivals | None = None,
+    horizon: float = 60.0,
+) -> Story:
+    with TemporaryDirectory() as folder:
+        ledger, shelf = Ledger(f"sqlite:///{folder}/ledger.db"), Shelf()
+        member = Member(log, ledger, shelf, random.Random(seed), reach, by_budget(window, horizon), arrivals)
+        for cycles in kills:
+            member.live(cycles)
+        while not member.live(None):
+            pass
+        kinds = [row["kind"].removeprefix("retrain-daemon.") for row in ledger.events()]
+        found = ledger.evidence("fraud"), told(ledger), kinds, member.steps, _scores(ledger)
+        ledger.close()
+    return Story(*found, member.state)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10_000),
+    window=st.sampled_from((BY_TIME, BY_COUNT)),
+    partitions=st.integers(1, 3),
+    label_partitions=st.integers(1, 3),
+    kills=st.lists(st.integers(0, 8), max_size=5),
+    reach=st.sampled_from((12, 60, 900)),
+    at_the_head=st.booleans(),
+)
+def test_what_labels_lead_to_depends_on_the_log_alone(
+    seed: int,
+    window: WindowSettings,
+    partitions: int,
+    label_partitions: int,
+    kills: list[int],
+    reach: int,
+    at_the_head: bool,
+) -> None:
+    """
+    Under the default policy, with labels in a topic of their own, however fast either is read.
+
+    Whether all was there when reading began, or was read as it was written.
+    """
+    log, arrivals = make_labelled_log(seed, window, 1 if window.rows else partitions, label_partitions)
+    once = story(log, window, seed, [], 12)
+    again = story(log, window, seed + 1, [*kills, 3], reach, arrivals if at_the_head else None)
+    event(f"{once.kinds.count('retrain.requested')} requests")
+    assert again == once
+    assert "retrain.requested" in once.kinds, "the law is about requests: there must be some"
+
+
+def test_labels_of_the_newest_window_wait_for_those_of_earlier_partitions() -> None:
+    """The first may still be written to, and would come before; until the next window is due."""
+    monitor = Monitor({"fraud": by_budget(BY_TIME)}, Shelf(), LimitSettings())
+    first, second = Partition("labels", 0), Partition("labels", 1)
+    label = LabelRecord("fraud", "r1", 1, START + timedelta(seconds=5), second, 0)
+
+    def waits(seconds: float, heads: dict[Partition, LabelRecord]) -> bool:
+        row = make_log(1, 1, 1)[Partition("predictions", 0)][0]
+        monitor.observe(msgspec.structs.replace(row, event_time=START + timedelta(seconds=seconds)))
+        result = True
+        while result:
+            monitor.note(Reading([row.partition], [first, second], (), heads))
+            if not monitor.ahead(label):
+                return False
+            result = bool(monitor.close(Member._around).judged)
+        return True
+
+    assert waits(1.0, {second: label}), "its window is open"
+    assert waits(12.0, {second: label}), "its window has closed, and nothing else is due"
+    assert not waits(22.0, {second: label}), "the next window is due"
+
+
+def test_labels_of_one_time_count_whichever_partition_they_are_in() -> None:
+    """One partition is past the horizon of a window, and the other has a label of it that is in time."""
+    log, _ = make_labelled_log(1, BY_TIME, 1, 2, rows=200)
+    for index, (name, at) in enumerate([("r75", 96.0), ("r25", 94.0)]):
+        where = Partition("labels", index)
+        log[where] = [LabelRecord("fraud", name, 1, START + timedelta(seconds=at), where, 0)]
+    found = {row[0]: row[3] for row in story(log, BY_TIME, 1, [], 900, horizon=65.0).scores}
+    assert found[int((START + timedelta(seconds=20)).timestamp() * 1_000_000)] == 1
+
+
+@pytest.mark.parametrize("window", [BY_TIME, BY_COUNT], ids=["time", "count"])
+@pytest.mark.parametrize("label_partitions", [1, 3])
+def test_the_log_of_the_law_of_labels_reaches_what_it_is_about(
+    window: WindowSettings, label_partitions: int
+) -> None:
+    log, _ = make_labelled_log(1, window, 1, label_partitions)
+    once = story(log, window, 1, [], 12)
+    assert once.kinds.count("retrain.requested") > 1, "requests that end, and others after them"
+    kinds = "".join("w" if isinstance(step, Closed) else "p" for step in once.steps)
+    assert kinds.count("pw") > len(once.judged) / 3, "second judgements come between the windows"
+    assert "ppp" in kinds, "and some in heaps"
+    judged = [step.performance for step in once.steps if isinstance(step, Heard)]
+    assert any(one.unlabelled and not one.expired for one in judged), "some are judged at their horizon"
+    assert any(one.expired for one in judged), "and some are given up"
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -20,6 +20,7 @@ from monitors.drift import DriftReport, WindowRows
 from monitors.episodes import Circumstances, Judged
 from monitors.events import Event
 from monitors.monitor import Monitor, Result
+from monitors.reading import Reading
 from monitors.records import Partition, PredictionRecord
 from monitors.settings import LimitSettings, ModelSettings, PolicySettings, WindowSettings
 
@@ -70,7 +71,8 @@ def decide(stored: StoredEngines, log: Sequence[PredictionRecord]) -> Result:
     results = []
     for record in log:
         monitor.observe(record)
-        results.append(monitor.close(lambda *_: Circumstances("c|g", "retrain"), [P0], []))
+        monitor.note(Reading([P0], []))
+        results.append(monitor.close(lambda *_: Circumstances("c|g", "retrain")))
     judged = tuple(one for result in results for one in result.judged)
     rows = tuple(one for result in results for one in result.rows)
     events = tuple(one for result in results for one in result.events)

@@ -212,7 +212,8 @@ def judged(window: PendingWindow | None = None) -> Performance:
     if window is not None:
         labels = Labels("classification", 10, Patience(HOUR, HOUR, 1_000))
         labels.restore([window], [], 0)
-    (found,) = labels.close(START + 9 * HOUR, None)
+    labels.pass_labels(START + 9 * HOUR)
+    (found,) = labels.take_judged()
     return found
 
 

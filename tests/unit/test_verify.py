@@ -61,6 +61,7 @@ class World:
     engine: Literal["compiled", "evidently"] = "compiled"
     distrusted: tuple[str, ...] = ()
     segments: tuple[str, ...] = ()
+    labels = ""
 
     def __init__(self, folder: Path, model: ModelSettings, partitions: int) -> None:
         self.model = model
@@ -115,10 +116,11 @@ class World:
             mode="retrain",
             models={"fraud": self.model},
             limits=LimitSettings(),
-            labels_topic="",
+            labels_topic=self.labels,
             checkpoint_seconds=3_600.0,
         )
-        self.source = MemorySource(self.log, KafkaSettings(topic=TOPIC, start="earliest"))
+        kafka = KafkaSettings(topic=TOPIC, labels_topic=self.labels, start="earliest")
+        self.source = MemorySource(self.log, kafka)
         engines = StoredEngines(self.store, {"fraud": self.model}, self.engine, self.worker)
         letters = MemoryDeadLetters()
         return Loop(settings, self.source, self.decoder, letters, self.ledger, engines, NoReviews())
@@ -141,6 +143,32 @@ class World:
             body["segment"] = self.segments[number % len(self.segments)]
         partition = Partition(TOPIC, number % self._partitions)
         self.log.append(partition, json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000))
+
+
+class Labelled(World):
+    """The default policy: inputs are always the same, and from the 700th on the model is wrong."""
+
+    labels = "labels"
+
+    def __init__(self, folder: Path) -> None:
+        policy = PolicySettings(windows_between_false_retrainings=20.0)
+        model = msgspec.structs.replace(BY_COUNT, policy=policy, label_horizon_seconds=200.0)
+        super().__init__(folder, model, 1)
+        self.log.create(self.labels)
+        topics = {TOPIC: FieldSettings(), self.labels: FieldSettings()}
+        self.decoder = make_decoder(topics, self.labels, ["fraud"], LimitSettings())
+
+    def _predict(self, number: int, shift: float) -> None:
+        super()._predict(number, 0.0)
+        known = number - 80
+        if known < 0 or known % 11 == 0:
+            return
+        time = START + timedelta(seconds=number)
+        label = known % 2 ^ (known > 700) ^ (known % 7 == 0)
+        body = {"model": "fraud", "id": f"r{known}", "event_time": time.isoformat(), "label": label}
+        self.log.append(
+            Partition(self.labels, 0), json.dumps(body).encode(), timestamp_ms=int(time.timestamp() * 1000)
+        )
 
 
 SHAPES = {"by time": (BY_TIME, 3), "by count": (BY_COUNT, 1)}
@@ -415,3 +443,39 @@ def test_an_unknown_episode_is_refused_with_those_there_are(world: World, name: 
 def test_an_unclear_beginning_is_refused(world: World) -> None:
     with pytest.raises(UsageError, match="2 episodes begin so"):
         world.verify("")
+
+
+def test_what_labels_led_to_is_recomputed_from_the_second_judgements(tmp_path: Path) -> None:
+    world = Labelled(tmp_path)
+    world.play()
+    found = world.verify()
+    assert found.equal, told(found)
+    bases = [json.loads(row.payload)["basis"] for row in world.ledger.requests("fraud")]
+    assert bases.count("labels") == len(bases) > 1
+
+    heard = world.rows("SELECT id, body FROM steps WHERE body LIKE '%\"heard\"%' ORDER BY id")
+    losses = [(json.loads(body)["performance"]["loss"], number, body) for number, body in heard]
+    loss, number, body = next(one for one in losses if one[0] > 0.6)
+    changed = body.replace(f'"loss":{loss}', '"loss":0.5')
+    world.change("UPDATE steps SET body = ? WHERE id = ?", changed, number)
+    other = world.verify()
+    assert parts(other) == ["request"] and "its steps lead to" in told(other)
+
+    world.change("UPDATE steps SET body = ? WHERE id = ?", body, number)
+    world.change("DELETE FROM requests WHERE attempt = 2")
+    missing = world.verify()
+    assert parts(missing) == ["request"] and "attempt 2 is not in the ledger" in told(missing)
+    world.ledger.close()
+
+
+def test_where_steps_are_gone_requests_are_held_against_their_windows(tmp_path: Path) -> None:
+    """As after an upgrade, or where retention has taken the oldest, windows and steps alike."""
+    world = Labelled(tmp_path)
+    world.play()
+    world.change("DELETE FROM steps WHERE id = 1")
+    found = world.verify()
+    assert found.equal, told(found)
+    world.change("DELETE FROM windows WHERE id = 1")
+    found = world.verify()
+    assert found.equal, told(found)
+    world.ledger.close()
