@@ -85,7 +85,8 @@ def _earlier(registry: Registry, champion: str) -> Iterator[ModelVersion]:
     told = {origin(present)} if present else set()
     for record in reversed(registry.audit()):
         version = registry.find(record.move.version)
-        if version is not None and origin(version) not in told:
+        # Of a version that somebody else has registered nobody knows what it has seen.
+        if version is not None and "trained_until" in version.tags and origin(version) not in told:
             told.add(origin(version))
             yield version
 

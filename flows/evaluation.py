@@ -70,7 +70,9 @@ def evaluate(
     trial = walk_forward(model, rows, since, after, only)
     holdout, challengers = trial.holdout, trial.answers
     earlier = earlier_answers(model.kind, registry, champion, trial.before, holdout, only)
-    challengers = earlier if is_earlier(only) and earlier else (*challengers, *earlier)
+    if is_earlier(only) and not earlier:
+        raise NotRetrainable(f"{only} was chosen before, and can't be asked any more")
+    challengers = earlier if is_earlier(only) else (*challengers, *earlier)
     if not champion:
         known = _answered(holdout)
         holdout = holdout.where(known)
