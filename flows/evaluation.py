@@ -111,11 +111,16 @@ def made_of(
 
 
 def baseline_of(kind: str, labels: Values, said: Answers) -> Baseline | None:
-    """How a model did on rows that it had not seen, in time order."""
+    """How a model did on rows not seen before, in time order; a few rows without a mistake promise none."""
     costs = losses(kind, labels, said)
     if not costs.size:
         return None
-    return Baseline(float(costs.mean()), long_run_deviation(costs), int(costs.size))
+    deviation = long_run_deviation(costs)
+    if kind == "classification":
+        # Jeffreys' estimate of the share of mistakes, which is never nothing.
+        share = (float(costs.sum()) + 0.5) / (costs.size + 1.0)
+        deviation = max(deviation, (share * (1.0 - share)) ** 0.5)
+    return Baseline(float(costs.mean()), deviation, int(costs.size))
 
 
 def own_baseline(settings: ModelSettings, rows: LabelledRows) -> Baseline | None:

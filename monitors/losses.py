@@ -91,9 +91,7 @@ def observe(
         return _learn(settings, state, window, deviation), None
     if window.version != serving and not state.fallen:
         return state, None
-    level = state.level
-    noise = level.deviation / math.sqrt(window.rows) if level.deviation > 0.0 else math.inf
-    step = min((window.loss - level.loss) / noise, LARGEST_STEP) - DRIFT
+    step = _standardised(state.level, window, deviation) - DRIFT
     cusum = max(0.0, state.cusum + step)
     if cusum == 0.0:
         return _calm(state), None
@@ -103,6 +101,16 @@ def observe(
     if not fallen:
         return state, None
     return _judged(settings, state, serving)
+
+
+def _standardised(level: Baseline, window: LossWindow, deviation: float) -> float:
+    """How far the window's loss lies from the level, in deviations of its mean; `LARGEST_STEP` at most."""
+    rise = window.loss - level.loss
+    # A level of a model that made no mistake, or always the same one, knows of no deviation.
+    noise = (level.deviation or deviation) / math.sqrt(window.rows)
+    if noise > 0.0:
+        return min(rise / noise, LARGEST_STEP)
+    return LARGEST_STEP if rise > 0.0 else 0.0
 
 
 def _learn(settings: PolicySettings, state: LossState, window: LossWindow, deviation: float) -> LossState:

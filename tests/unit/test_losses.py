@@ -43,6 +43,14 @@ def test_a_loss_at_its_baseline_is_quiet_for_much_longer_than_the_budget() -> No
     assert alarms <= windows / SETTINGS.windows_between_false_retrainings
 
 
+def test_a_baseline_without_any_mistake_can_be_fallen_from() -> None:
+    """Where a model was always right, the deviation of its losses is nothing."""
+    perfect = Baseline(0.0, 0.0, 150)
+    _, falls = play(losses.start(perfect), [0.0] * 10 + [1.0] * 4)
+    assert falls[:10] == [None] * 10
+    assert falls[-1] is not None and falls[-1].due
+
+
 def test_an_abrupt_fall_is_told_since_its_first_window_and_asks_with_the_second() -> None:
     _state, falls = play(losses.start(WELL), [0.1] * 10 + [0.4, 0.4])
     assert falls[:11] == [None] * 11
