@@ -37,6 +37,7 @@ class Evaluation:
     The gate's verdict, and the champion (empty: none) that it holds against.
 
     `span` is the one that was chosen, or came nearest; `baseline` how its models did on the holdout.
+    `reached` is the level that performance is held against from now on.
     """
 
     verdict: Verdict
@@ -44,6 +45,7 @@ class Evaluation:
     span: str = ALL
     baseline: Baseline | None = None
     candidates: tuple[Candidate, ...] = ()
+    reached: Baseline | None = None
 
 
 class _NoChampionToAsk(Exception):
@@ -92,15 +94,31 @@ def evaluate(
         seed=model.training.seed,
     )
     chosen = challengers[verdict.chosen or 0]
+    baseline = baseline_of(model.kind, holdout.labels, chosen)
+    served = None if rival is None else baseline_of(model.kind, holdout.labels, rival)
+    candidates = [
+        Candidate(one.source, len(holdout), one.score, one.low, one.high) for one in verdict.candidates
+    ]
     return Evaluation(
         verdict,
         champion,
         chosen.source,
-        baseline_of(model.kind, holdout.labels, chosen),
-        tuple(
-            Candidate(one.source, len(holdout), one.score, one.low, one.high) for one in verdict.candidates
-        ),
+        baseline,
+        tuple(candidates),
+        baseline if verdict.action == "promoted" else _between(baseline, served),
     )
+
+
+def _between(candidate: Baseline | None, champion: Baseline | None) -> Baseline | None:
+    """
+    The level after a refusal: which of the two is the better one is not known.
+
+    The champion's own loss would hide what a candidate may be better by, and the candidate's, the best of
+    several by chance, would call a champion fallen that never was.
+    """
+    if candidate is None or champion is None or champion.loss <= candidate.loss:
+        return candidate
+    return Baseline((candidate.loss + champion.loss) / 2.0, candidate.deviation, candidate.rows)
 
 
 def made_of(

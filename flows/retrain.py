@@ -327,7 +327,7 @@ def _refused(job: Job, evaluation: Evaluation, version: ModelVersion) -> Result:
         metric=verdict.metric,
         challenger_score=verdict.challenger_score,
         champion_score=verdict.champion_score,
-        baseline=evaluation.baseline,
+        baseline=evaluation.reached,
         surety=verdict.surety,
     )
     return Result(outcome=outcome, verdict=verdict, version=version)

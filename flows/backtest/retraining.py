@@ -85,7 +85,7 @@ class Retrainer:
             metric=verdict.metric,
             challenger_score=verdict.challenger_score,
             champion_score=verdict.champion_score,
-            baseline=evaluation.baseline,
+            baseline=evaluation.reached,
             surety=verdict.surety,
         )
         return Retrained(outcome, verdict, champion)
