@@ -188,6 +188,7 @@ class Live:
     def _log_window(self, number: int, rows: pd.DataFrame) -> None:
         """Predictions of this window, then the labels of the one before."""
         answers = self.champion.answers(rows.drop(columns="label"))
+        assert answers.probabilities is not None
         features = rows.drop(columns="label").to_dict("records")
         first = number * WINDOW
         times = [START + timedelta(minutes=first + place) for place in range(WINDOW)]
@@ -202,6 +203,7 @@ class Live:
                         "event_time": times[place].isoformat(),
                         "features": features[place],
                         "prediction": int(answers.predictions[place]),
+                        "probability": float(answers.probabilities[place]),
                     }
                 ).encode()
                 for place in range(WINDOW)

@@ -175,7 +175,8 @@ def test_a_promotion_is_told_in_state_artifact_event_notice_and_claim(
     assert run is not None
     assert run["name"] == f"{fresh.model}: episode 3, attempt 1"
     assert (run["state"]["type"], run["state"]["name"]) == ("COMPLETED", "Promoted")
-    sentence = r"0\.\d{3} against 0\.\d{3}, CI \+\.\d+ to \+\.\d+( \(.*\))?"
+    bounds = r"CI \+\.\d+ to \+\.\d+"
+    sentence = rf"0\.\d{{3}} against 0\.\d{{3}}, {bounds}, Brier \+\.\d+, {bounds}( \(.*\))?"
     assert re.fullmatch(sentence, run["state"]["message"])
     assert champion_version(fresh) == "2"
 
