@@ -249,7 +249,7 @@ def _recovered(settings: ModelSettings, state: ModelState, occasion: Occasion) -
         settings.policy,
         state,
         occasion.version,
-        "performance: the loss is back at its baseline",
+        "performance: the loss is at the level that retraining is known to reach",
         occasion.end,
     )
 

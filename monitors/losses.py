@@ -1,8 +1,8 @@
 """
 Losses: whether performance has fallen, since when, and whether a gate could confirm a cure.
 
-A CUSUM of the standardised mean losses of labelled windows against the best level known (Page, Biometrika 41,
-1954). Its alarm level for a budget of B windows is log(B): the bound of an e-detector, which is exceeded
+A CUSUM of the standardised mean losses of labelled windows against the level that retraining is known to
+reach (Page, Biometrika 41, 1954). Its alarm level for a budget of B windows is log(B): the bound of an e-detector, which is exceeded
 less than once in B windows where the loss stays at the baseline, and much less by Siegmund's approximation
 (Sequential Analysis, 1985), which leaves room for the baseline's own error.
 """
@@ -43,8 +43,8 @@ class LossState(msgspec.Struct, frozen=True):
     """
     The CUSUM and the windows of its excursion, oldest first, all of them later than the last zero.
 
-    `level` is the best baseline known; `doublings` counts the attempts that an excursion has led to,
-    `seen` the labelled windows so far and `tried` their number at the last attempt.
+    `level` is what retraining is known to reach; `doublings` counts the attempts that an excursion has led
+    to, `seen` the labelled windows so far and `tried` their number at the last attempt.
     """
 
     level: Baseline | None = None
