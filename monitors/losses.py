@@ -2,9 +2,9 @@
 Losses: whether performance has fallen, since when, and whether a gate could confirm a cure.
 
 A CUSUM of the standardised mean losses of labelled windows against the level that retraining is known to
-reach (Page, Biometrika 41, 1954). Its alarm level for a budget of B windows is log(B): the bound of an e-detector, which is exceeded
-less than once in B windows where the loss stays at the baseline, and much less by Siegmund's approximation
-(Sequential Analysis, 1985), which leaves room for the baseline's own error.
+reach (Page, Biometrika 41, 1954). Its alarm level for a budget of B windows is log(B): the bound of an
+e-detector, which is exceeded less than once in B windows where the loss stays at the baseline, and much less
+by Siegmund's approximation (Sequential Analysis, 1985), which leaves room for the baseline's own error.
 """
 
 import math
