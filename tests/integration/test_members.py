@@ -209,8 +209,13 @@ class Scene:
             ledger.close()
 
     def undisturbed(self, url: str) -> dict[str, object]:
-        """The decisions of one member that reads everything, and that nobody disturbs."""
-        member = self.start("undisturbed", url, "one-active")
+        """
+        The decisions of one member that reads everything, and that nobody disturbs.
+
+        It shares as the others do: one that reads all label partitions as one group takes the labels of the
+        newest window only when the next one is due, and this log ends before.
+        """
+        member = self.start("undisturbed", url)
         self.until_read(url, self.topic, self.labels)
         assert member.stop() == 0
         return self.decisions(url)
