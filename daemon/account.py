@@ -90,13 +90,10 @@ def is_exceeded(stated: float, windows: int, needless: int) -> bool:
     >>> [is_exceeded(100.0, 50, needless) for needless in (0, 1, 2, 3)]
     [False, False, False, True]
     """
-    expected = windows / stated
-    if not needless or not expected:
-        return needless > 0
-    fewer = (
-        math.exp(count * math.log(expected) - expected - math.lgamma(count + 1)) for count in range(needless)
-    )
-    return 1.0 - math.fsum(fewer) < UNLIKELY
+    # Loaded by whoever asks for an account, not by every start.
+    from scipy.special import pdtrc
+
+    return bool(needless) and float(pdtrc(needless - 1, windows / stated)) < UNLIKELY
 
 
 def shares(budget: float, policy: PolicyState, losses: LossState) -> dict[str, float]:

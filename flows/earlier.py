@@ -27,16 +27,16 @@ def earlier_answers(
     so that choosing it has no part in how it is judged. `only` names one that is wanted, by its span.
     One that can't be loaded or asked is left out.
     """
-    best, least = (
-        None,
-        _loss(kind, registry, registry.find(champion), before) if champion and not only else None,
-    )
-    for version in islice(_earlier(registry, champion), MOST_EARLIER):
-        if version.trained_until >= float(holdout.event_times[0]) or only not in (
-            "",
-            _SPAN + origin(version),
-        ):
-            continue
+    unseen = [
+        version
+        for version in islice(_earlier(registry, champion), MOST_EARLIER)
+        if version.trained_until < float(holdout.event_times[0]) and only in ("", _SPAN + origin(version))
+    ]
+    if not unseen:
+        return ()
+    present = registry.find(champion) if champion and not only else None
+    best, least = None, _loss(kind, registry, present, before)
+    for version in unseen:
         cost = _loss(kind, registry, version, before)
         if cost is not None and (least is None or cost < least):
             best, least = version, cost

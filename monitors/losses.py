@@ -55,7 +55,6 @@ class LossState(msgspec.Struct, frozen=True):
     doublings: int = 0
     seen: int = 0
     tried: int = -1_000_000
-    jumped: int = 0
 
 
 class Fall(msgspec.Struct, frozen=True):
