@@ -105,18 +105,19 @@ def evaluate(
         chosen.source,
         baseline,
         tuple(candidates),
-        baseline if verdict.action == "promoted" else _between(baseline, served),
+        level_after(verdict.action, baseline, served),
     )
 
 
-def _between(candidate: Baseline | None, champion: Baseline | None) -> Baseline | None:
+def level_after(action: str, candidate: Baseline | None, champion: Baseline | None) -> Baseline | None:
     """
-    The level after a refusal: which of the two is the better one is not known.
+    The level of the loss after an attempt, from what both lost on the same rows.
 
-    The champion's own loss would hide what a candidate may be better by, and the candidate's, the best of
-    several by chance, would call a champion fallen that never was.
+    After a refusal it is not known which of the two is the better one. The champion's own loss would hide
+    what a candidate may be better by, and the candidate's, the best of several by chance, would call a
+    champion fallen that never was: so it lies between them.
     """
-    if candidate is None or champion is None or champion.loss <= candidate.loss:
+    if action == "promoted" or candidate is None or champion is None or champion.loss <= candidate.loss:
         return candidate
     return Baseline((candidate.loss + champion.loss) / 2.0, candidate.deviation, candidate.rows)
 
