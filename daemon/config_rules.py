@@ -95,6 +95,7 @@ RANGES = {
     "models.*.gate.segment_margin": FROM_0,
     "models.*.gate.min_segment_rows": FROM_1,
     "models.*.gate.probation_windows": FROM_0,
+    "models.*.gate.probation_rise": FROM_0,
 }
 
 

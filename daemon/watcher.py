@@ -77,11 +77,13 @@ class Watcher:
         def ours(model: str) -> bool:
             return models is None or model in models
 
-        for request in self._ledger.requests(open_only=True):
+        open_requests = self._ledger.requests(open_only=True)
+        for request in open_requests:
             if ours(request.model) and request.state != "waiting" and request.id not in self._told:
                 self._look_alone(request)
+        in_flight = {request.id for request in open_requests} - self._told
         for model in filter(ours, self._models):
-            self._look_at_champion(model)
+            self._look_at_champion(model, in_flight)
         for request in self._ledger.unserved_promotions():
             if ours(request.model):
                 self._look_at_serving(request)
@@ -267,9 +269,12 @@ class Watcher:
 
     # --- champions -------------------------------------------------------------------------------
 
-    def _look_at_champion(self, model: str) -> None:
+    def _look_at_champion(self, model: str, in_flight: Collection[str]) -> None:
         notice = self._prefect.read_variable(champion_variable(model))
         if not isinstance(notice, dict) or notice == self._champions.get(model):
+            return
+        if notice.get("request") in in_flight:
+            # The request's own outcome says more, and is told first: what follows depends on the order.
             return
         action: Literal["promoted", "rolled-back"] = (
             "rolled-back" if notice.get("action") == "rolled-back" else "promoted"

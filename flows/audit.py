@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from flows.errors import FlowError
+from monitors.baseline import Baseline
 
 
 class ChampionMoved(FlowError):
@@ -18,7 +19,11 @@ class NoEarlierChampion(FlowError):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """A wish to make `version` the champion in place of `expected` (empty: of none)."""
+    """
+    A wish to make `version` the champion in place of `expected` (empty: of none).
+
+    `baseline` is how one that comes back did on the rows that it came back for.
+    """
 
     action: Literal["promoted", "rolled-back"]
     version: str
@@ -30,6 +35,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     metric: str = ""
     challenger_score: float | None = None
     champion_score: float | None = None
+    baseline: Baseline | None = None
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):

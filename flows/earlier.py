@@ -29,7 +29,7 @@ def earlier_answers(
     """
     unseen = [
         version
-        for version in islice(_earlier(registry, champion), MOST_EARLIER)
+        for version in earlier_champions(registry, champion)
         if version.trained_until < float(holdout.event_times[0]) and only in ("", _SPAN + origin(version))
     ]
     if not unseen:
@@ -79,14 +79,23 @@ def origin(version: ModelVersion) -> str:
     return span.removeprefix(_SPAN) if is_earlier(span) else version.version
 
 
+def earlier_champions(registry: Registry, champion: str) -> tuple[ModelVersion, ...]:
+    """The models that were champion and are not, the latest first, `MOST_EARLIER` of them."""
+    return tuple(islice(_earlier(registry, champion), MOST_EARLIER))
+
+
 def _earlier(registry: Registry, champion: str) -> Iterator[ModelVersion]:
-    """Each model that was champion and is not, once, the latest first."""
+    moves = registry.audit()
+    # What a person has taken out of service comes back by a person's hand alone.
+    banned = {one.move.expected for one in moves if one.move.action == "rolled-back" and not one.move.request}
     present = registry.find(champion) if champion else None
     told = {origin(present)} if present else set()
-    for record in reversed(registry.audit()):
+    for record in reversed(moves):
         version = registry.find(record.move.version)
         # Of a version that somebody else has registered nobody knows what it has seen.
-        if version is not None and "trained_until" in version.tags and origin(version) not in told:
+        if version is None or "trained_until" not in version.tags or version.version in banned:
+            continue
+        if origin(version) not in told:
             told.add(origin(version))
             yield version
 

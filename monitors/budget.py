@@ -282,6 +282,26 @@ def on_outcome(settings: ModelSettings, state: ModelState, request: str, outcome
     return msgspec.structs.replace(state, stage=Stage.QUIET, episode=None), (told,)
 
 
+def on_comeback(settings: ModelSettings, state: ModelState, outcome: Outcome) -> ModelState:
+    """A champion of before serves again, for it does better by now; telling twice is harmless."""
+    if not outcome.model_version or outcome.model_version == state.serving:
+        return state
+    episode = state.episode
+    state = msgspec.structs.replace(
+        state,
+        serving=outcome.model_version,
+        losses=losses.judged(state.losses, outcome.baseline, True, settings.reference_rows),
+        drifting=False,
+        fresh_rows=0,
+        refusals=0,
+        wait_windows=0,
+    )
+    if episode is None or episode.request:
+        return state
+    verifying = msgspec.structs.replace(episode, stage=Stage.VERIFYING, promoted=outcome.model_version)
+    return msgspec.structs.replace(state, stage=Stage.VERIFYING, episode=verifying)
+
+
 def _promoted(settings: ModelSettings, state: ModelState, episode: Episode, outcome: Outcome) -> Step:
     verifying = msgspec.structs.replace(
         episode, stage=Stage.VERIFYING, request="", promoted=outcome.model_version

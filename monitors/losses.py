@@ -90,7 +90,8 @@ def observe(
         return _learn(settings, state, window, deviation), None
     if window.version != serving and not state.fallen:
         return state, None
-    step = _standardised(state.level, window, deviation) - DRIFT
+    rise = rise_above(state.level, window.loss, window.rows, deviation)
+    step = min(rise, LARGEST_STEP) - DRIFT
     cusum = max(0.0, state.cusum + step)
     if cusum == 0.0:
         return _calm(state), None
@@ -102,14 +103,19 @@ def observe(
     return _judged(settings, state, serving)
 
 
-def _standardised(level: Baseline, window: LossWindow, deviation: float) -> float:
-    """How far the window's loss lies from the level, in deviations of its mean; `LARGEST_STEP` at most."""
-    rise = window.loss - level.loss
+def rise_above(level: Baseline, loss: float, rows: int, deviation: float) -> float:
+    """
+    How far the mean loss of so many rows lies above the level, in deviations of such a mean.
+
+    >>> rise_above(Baseline(0.1, 0.3, 1_000), 0.13, 100, 0.3)
+    1.0
+    """
+    rise = loss - level.loss
     # A level of a model that made no mistake, or always the same one, knows of no deviation.
-    noise = (level.deviation or deviation) / math.sqrt(window.rows)
+    noise = (level.deviation or deviation) / math.sqrt(rows)
     if noise > 0.0:
-        return min(rise / noise, LARGEST_STEP)
-    return LARGEST_STEP if rise > 0.0 else 0.0
+        return rise / noise
+    return math.inf if rise > 0.0 else 0.0
 
 
 def _learn(settings: PolicySettings, state: LossState, window: LossWindow, deviation: float) -> LossState:

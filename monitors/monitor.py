@@ -321,11 +321,13 @@ class ModelMonitor:
         """The second judgements since this was last asked for, in order."""
         return self._labels.take_judged()
 
-    def matured(self, performance: Performance) -> tuple[Event, ...]:
-        """A window's labels are there: what that says of a champion on probation."""
+    def matured(self, around: Circumstances, performance: Performance) -> tuple[Event, ...]:
+        """A window's labels are there, and were judged: what that says of a champion on probation."""
         if self.state.probation is None:
             return ()
-        tried, events = probation.on_labels(self.state.probation, performance.version, performance.labelled)
+        gate, origin = self.settings.gate, around.origin
+        rise = None if steps.is_quiet(around) else steps.rise(self.settings, self.state, performance)
+        tried, events = probation.on_labels(self.state.probation, gate, origin, performance, rise)
         self._try_out(tried)
         return events
 
@@ -339,11 +341,11 @@ class ModelMonitor:
         before = self.state
         self.state, events = steps.on_outcome(self.settings, before, request, outcome)
         if self.state.probation is not None:
-            self._try_out(probation.on_outcome(self.state.probation, request))
+            gate = self.settings.gate
+            self._try_out(probation.on_outcome(self.state.probation, gate, request, outcome))
         # An outcome that is told again changes nothing, and begins nothing anew.
         if self.state is not before and outcome.action == "promoted":
-            windows = self.settings.gate.probation_windows
-            self._try_out(probation.begin(self.name, request, outcome, windows))
+            self._try_out(probation.begin(self.name, request, outcome, self.settings.gate))
         return events
 
     def champion(self, version: str, action: Literal["promoted", "rolled-back"]) -> tuple[Event, ...]:
@@ -563,7 +565,7 @@ class Monitor:
                 taken.performances.append((name, performance))
                 taken.steps.append((name, Heard(performance, is_quiet(around))))
                 taken.events += model.performed(around, performance)
-                taken.events += model.matured(performance)
+                taken.events += model.matured(around, performance)
 
     # --- the order of steps ----------------------------------------------------------------------
 

@@ -1,4 +1,10 @@
-"""Probation: is a new champion, once labels of what it served are there, no worse than the one before it?"""
+"""
+Probation: is a champion, as the labels of what it serves come, no worse than those before it?
+
+Once, when so many windows have their labels, it is held against the one it replaced. And as long as it
+serves, every window that loses more than a champion should is a reason to ask whether one of those before
+it does better by now: a world that comes back needs no retraining.
+"""
 
 import uuid
 from datetime import datetime
@@ -6,6 +12,8 @@ from datetime import datetime
 import msgspec
 
 from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, RetrainRequest
+from monitors.performance import Performance
+from monitors.settings import GateSettings
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -19,10 +27,11 @@ class Served(msgspec.Struct, frozen=True):
 
 class Probation(msgspec.Struct, frozen=True):
     """
-    A champion that has still to show itself. `promotion` is the request that it came from.
+    A champion that was not the first one. `promotion` is the request that it came from, if any.
 
     It has served since `since`, last in the window `newest`, and the labels of `matured` of its windows
-    are there. `request` asks for the comparison once these are enough, and is empty before.
+    are there; once they are `needed` (0: never) it is held against the one before. `request` is the
+    comparison in flight, or empty.
     """
 
     model: str
@@ -35,18 +44,19 @@ class Probation(msgspec.Struct, frozen=True):
     request: str = ""
 
 
-def begin(model: str, request: str, outcome: Outcome, windows: int) -> Probation | None:
+def begin(model: str, request: str, outcome: Outcome, gate: GateSettings) -> Probation | None:
     """
-    What a promotion begins; None where probations last no windows, or there was no champion before.
+    What a promotion begins; None where nothing is to be compared, or there was no champion before.
 
     >>> promoted = Outcome(action="promoted", sentence="", model_version="5", champion_before="4")
-    >>> begin("fraud", "request-1", promoted, windows=4).version
+    >>> begin("fraud", "request-1", promoted, GateSettings()).version
     '5'
-    >>> begin("fraud", "request-1", promoted, windows=0)
+    >>> begin("fraud", "request-1", promoted, GateSettings(probation_rise=0.0))
     """
-    if not windows or outcome.action != "promoted" or not outcome.champion_before:
+    wanted = gate.probation_windows or gate.probation_rise
+    if not wanted or outcome.action != "promoted" or not outcome.champion_before:
         return None
-    return Probation(model, outcome.model_version, request, needed=windows)
+    return Probation(model, outcome.model_version, request, needed=gate.probation_windows)
 
 
 def on_window(probation: Probation, served: Served) -> Probation:
@@ -57,32 +67,66 @@ def on_window(probation: Probation, served: Served) -> Probation:
     return msgspec.structs.replace(probation, since=since, newest=served)
 
 
-def on_labels(probation: Probation, version: str, labelled: int) -> tuple[Probation, tuple[Event, ...]]:
-    """One more window's labels have matured; the last one needed asks for the comparison."""
+def on_labels(
+    probation: Probation, gate: GateSettings, origin: str, performance: Performance, rise: float | None
+) -> tuple[Probation, tuple[Event, ...]]:
+    """
+    One more window's labels are there: count it, and ask for a comparison where it is a reason to.
+
+    `origin` names cluster and consumer group. `rise` is how far its loss lies above the level, in
+    deviations of such a window's mean; None where nothing may be asked because of it.
+    """
     newest = probation.newest
-    if version != probation.version or not labelled or probation.request or newest is None:
+    ours = performance.version == probation.version and performance.labelled and newest is not None
+    if ours:
+        probation = msgspec.structs.replace(probation, matured=probation.matured + 1)
+    if probation.request:
         return probation, ()
-    probation = msgspec.structs.replace(probation, matured=probation.matured + 1)
-    if probation.matured < probation.needed:
-        return probation, ()
-    asked = request_of(probation, newest)
-    return msgspec.structs.replace(probation, request=asked.request), (_event(asked),)
+    if ours and newest is not None and 0 < probation.needed <= probation.matured:
+        return _asking(probation, _with_the_one_before(probation, newest))
+    if rise is not None and gate.probation_rise and rise >= gate.probation_rise and performance.start:
+        return _asking(probation, _with_all_before(probation, origin, performance, rise))
+    return probation, ()
 
 
-def on_outcome(probation: Probation, request: str) -> Probation | None:
-    """The comparison came to an end, whichever: the probation is over."""
-    return None if probation.request and probation.request == request else probation
+def on_outcome(probation: Probation, gate: GateSettings, request: str, outcome: Outcome) -> Probation | None:
+    """A comparison came to an end; whoever serves now goes on being watched if that is wanted."""
+    if not probation.request or probation.request != request:
+        return probation
+    if not gate.probation_rise:
+        return None
+    if outcome.action == "rolled-back":
+        return Probation(probation.model, outcome.model_version, "", needed=0)
+    # The comparison with the one before is made once; another one does not stand for it.
+    needed = 0 if request == _once(probation) else probation.needed
+    return msgspec.structs.replace(probation, request="", needed=needed)
 
 
 def on_champion(probation: Probation, version: str) -> Probation | None:
-    """Another champion has nothing to do with how this one does."""
+    """A person who moves the champion has decided."""
     return probation if version == probation.version else None
 
 
-def request_of(probation: Probation, newest: Served) -> RetrainRequest:
-    """What is asked for; its id follows from the promotion, so that it is asked for once."""
+def _asking(probation: Probation, asked: RetrainRequest) -> tuple[Probation, tuple[Event, ...]]:
+    event = Event(
+        kind=Kind.RETRAIN_REQUESTED,
+        model=asked.model,
+        subject=asked.request,
+        version=asked.model_version,
+        request=asked.request,
+        payload=msgspec.to_builtins(asked),
+    )
+    return msgspec.structs.replace(probation, request=asked.request), (event,)
+
+
+def _once(probation: Probation) -> str:
+    """The id follows from the promotion, so that it is asked for once."""
+    return str(uuid.uuid5(NAMESPACE, f"probation|{probation.promotion}"))
+
+
+def _with_the_one_before(probation: Probation, newest: Served) -> RetrainRequest:
     return RetrainRequest(
-        request=str(uuid.uuid5(NAMESPACE, f"probation|{probation.promotion}")),
+        request=_once(probation),
         kind="probation",
         promotion=probation.promotion,
         episode="",
@@ -100,12 +144,27 @@ def request_of(probation: Probation, newest: Served) -> RetrainRequest:
     )
 
 
-def _event(asked: RetrainRequest) -> Event:
-    return Event(
-        kind=Kind.RETRAIN_REQUESTED,
-        model=asked.model,
-        subject=asked.request,
-        version=asked.model_version,
-        request=asked.request,
-        payload=msgspec.to_builtins(asked),
+def _with_all_before(
+    probation: Probation, origin: str, performance: Performance, rise: float
+) -> RetrainRequest:
+    """Its id follows from the window whose labels they are, and from who serves."""
+    assert performance.start is not None
+    assert performance.end is not None
+    window = f"{probation.model}|{probation.version}|{performance.version}|{performance.key}"
+    return RetrainRequest(
+        request=str(uuid.uuid5(NAMESPACE, f"probation|{origin}|{window}")),
+        kind="probation",
+        episode="",
+        episode_number=0,
+        attempt=1,
+        model=probation.model,
+        model_version=probation.version,
+        reason=f"a window lost {performance.loss:.4g}, {rise:.1f} deviations above what can be reached",
+        basis="labels",
+        suspected_since=performance.start,
+        window_start=performance.start,
+        window_end=performance.end,
+        offsets=performance.spans,
+        drift_share=0.0,
+        drifted_columns=(),
     )

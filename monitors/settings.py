@@ -179,7 +179,9 @@ class GateSettings(Settings, frozen=True):
 
     `margin` is how much worse than the champion a challenger may be with `mode = "non_inferiority"`,
     and `segment_margin` how much worse it may be in any one segment; both in the metric's own unit.
-    After `probation_windows` windows of labels a new champion is held against the old one; 0: never.
+    After `probation_windows` windows of labels a new champion is held against the old one (0: never), and
+    against all before it whenever a window's loss lies `probation_rise` deviations above what is known to be
+    reachable (0: never).
     """
 
     metric: Literal["", "accuracy", "balanced_accuracy", "auc", "mae"] = ""
@@ -192,6 +194,7 @@ class GateSettings(Settings, frozen=True):
     segment_margin: float = 0.0
     min_segment_rows: int = 100
     probation_windows: int = 0
+    probation_rise: float = 1.0
 
 
 class RegistrySettings(Settings, frozen=True):

@@ -78,4 +78,17 @@ def on_outcome(settings: ModelSettings, state: ModelState, request: str, outcome
     """A request ended."""
     if settings.policy.method != "budget":
         return episodes.on_outcome(settings.policy, state, request, outcome)
+    if outcome.action == "rolled-back":
+        return budget.on_comeback(settings, state, outcome), ()
     return budget.on_outcome(settings, state, request, outcome)
+
+
+def rise(settings: ModelSettings, state: ModelState, performance: Performance) -> float | None:
+    """How far a window's loss lies above the level, in deviations; None where that asks for nothing."""
+    level, episode = state.losses.level, state.episode
+    busy = episode is not None and bool(episode.request)
+    if settings.policy.method != "budget" or level is None or busy:
+        return None
+    if not performance.sound or performance.loss is None or not performance.labelled:
+        return None
+    return losses.rise_above(level, performance.loss, performance.labelled, performance.deviation)

@@ -88,6 +88,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             "started": self.started,
             "promoted": self.happened.count("promoted"),
             "refused": self.happened.count("refused"),
+            "comparisons": len(self.happened.comparisons),
+            "came_back": len(self.happened.came_back),
             "episodes": [
                 {
                     "window": episode.window,

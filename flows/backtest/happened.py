@@ -39,7 +39,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One retraining request and how it ended."""
+    """One request, for a retraining or a comparison with champions of before, and how it ended."""
 
     request: str
     episode: str
@@ -90,6 +90,7 @@ class Happened:
         self.events: list[Told] = []
         self.episodes: list[Episode] = []
         self.requests: list[Asked] = []
+        self.comparisons: list[Asked] = []
 
     def judge(self, judged: Judged, end_row: int) -> None:
         """Note a window."""
@@ -119,22 +120,32 @@ class Happened:
 
     def ask(self, request: RetrainRequest, outcome: Outcome, verdict: GateVerdict | None) -> None:
         """Note a request that has ended."""
-        self.requests.append(
-            Asked(
-                request=request.request,
-                episode=request.episode,
-                attempt=request.attempt,
-                window=self.now,
-                reason=request.reason,
-                outcome=outcome,
-                verdict=verdict,
-            )
-        )
+        self.requests.append(self._asked(request, outcome, verdict))
         if outcome.action in ("promoted", "refused", "failed"):
             self._act(request.episode, outcome.action)
         for episode in self.episodes:
             if episode.id == request.episode and episode.change_point is None:
                 episode.change_point = request.suspected_since
+
+    def compare(self, request: RetrainRequest, outcome: Outcome, verdict: GateVerdict | None) -> None:
+        """Note a comparison with champions of before that has ended; it trained nothing."""
+        self.comparisons.append(self._asked(request, outcome, verdict))
+
+    @property
+    def came_back(self) -> list[Asked]:
+        """The comparisons after which a champion of before served again."""
+        return [one for one in self.comparisons if one.outcome.action == "rolled-back"]
+
+    def _asked(self, request: RetrainRequest, outcome: Outcome, verdict: GateVerdict | None) -> Asked:
+        return Asked(
+            request=request.request,
+            episode=request.episode,
+            attempt=request.attempt,
+            window=self.now,
+            reason=request.reason,
+            outcome=outcome,
+            verdict=verdict,
+        )
 
     def breakages(self) -> list[Breakage]:
         """When data was broken, as the events say it."""

@@ -80,6 +80,7 @@ def _body(facts: Facts) -> Iterator[str]:
     yield f'<div class="card">{_episodes(facts)}</div>'
     yield "<h2>Retrainings</h2>"
     yield f'<div class="card">{_requests(facts)}</div>'
+    yield from _comebacks(facts)
     yield from _data(facts)
     yield "<h2>The same for a machine</h2>"
     yield f'<div class="card"><pre>{escape(json.dumps(facts.json_object(), indent=2))}</pre></div>'
@@ -190,6 +191,22 @@ def _request(asked: Asked, episode: int, row: int, reason: str) -> str:
 
 def _kind(action: str) -> str:
     return action if action in ("promoted", "refused") else "other" if action != "watched" else "soft"
+
+
+def _comebacks(facts: Facts) -> Iterator[str]:
+    happened = facts.happened
+    if not happened.comparisons:
+        return
+    yield "<h2>Champions of before</h2>"
+    rows = "".join(
+        f"<tr><td>{happened.windows[one.window].end_row:,}</td><td>{escape(one.outcome.sentence)}</td>"
+        f'<td class="soft">{escape(one.reason)}</td></tr>'
+        for one in happened.came_back
+    )
+    head = "<th>row</th><th>came back</th><th>why it was asked</th>"
+    told = f"<table><tr>{head}</tr>{rows}</table>" if rows else ""
+    compared = f"{len(happened.comparisons)} comparisons, which train nothing; {len(happened.came_back)}"
+    yield f'<div class="card"><p class="soft">{compared} of them brought one back.</p>{told}</div>'
 
 
 def _data(facts: Facts) -> Iterator[str]:

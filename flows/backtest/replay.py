@@ -74,8 +74,9 @@ class Replay:
 
     def _reviewed(self, request: RetrainRequest, rows: LabelledRows) -> LoadedModel | None:
         """The champion that came back, where the one on probation did not last."""
-        outcome, before = self.retrainer.review(request, rows)
-        self._tell(self._model.outcome(request.request, outcome))
+        found, before = self.retrainer.review(request, rows)
+        self.happened.compare(request, found.outcome, found.verdict)
+        self._tell(self._model.outcome(request.request, found.outcome))
         if before is not None:
             self._tell(self._model.champion(before.model_version, "rolled-back"))
         return before

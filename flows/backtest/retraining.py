@@ -7,7 +7,7 @@ from flows.audit import Move
 from flows.backtest.references import MemoryReferences
 from flows.errors import NotRetrainable
 from flows.evaluation import evaluate, made_of, own_baseline
-from flows.probation import review
+from flows.probation import Review, review
 from flows.promotion import make_reference, reference_rows
 from flows.registry import LoadedModel, MemoryRegistry, ModelVersion, NewModel
 from flows.rows import LabelledRows
@@ -59,11 +59,11 @@ class Retrainer:
             )
             return Retrained(outcome)
 
-    def review(self, request: RetrainRequest, rows: LabelledRows) -> tuple[Outcome, LoadedModel | None]:
-        """End a probation; with the champion of before, where it is that again."""
+    def review(self, request: RetrainRequest, rows: LabelledRows) -> tuple[Review, LoadedModel | None]:
+        """Compare with champions of before; with the one that is champion again, if any is."""
         found = review(self._settings, self._registry, rows, request, "", lambda: None)
         record = found.record
-        return found.outcome, self._registry.load(record.move.version) if record else None
+        return found, self._registry.load(record.move.version) if record else None
 
     def _judged(self, request: RetrainRequest, rows: LabelledRows) -> Retrained:
         settings = self._settings.settings

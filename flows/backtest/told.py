@@ -37,6 +37,7 @@ def table(facts: Facts) -> Iterator[str]:
     )
     yield ""
     yield from _requests(facts)
+    yield from _comebacks(facts)
     yield from _breakages(facts)
 
 
@@ -57,6 +58,22 @@ def _requests(facts: Facts) -> Iterator[str]:
     numbers = {episode.id: episode.number for episode in facts.happened.episodes}
     rows = [_request(asked, numbers.get(asked.episode, 0), facts) for asked in facts.happened.requests]
     yield from columns(rows)
+
+
+def _comebacks(facts: Facts) -> Iterator[str]:
+    happened = facts.happened
+    if not happened.comparisons:
+        return
+    asked, back = len(happened.comparisons), len(happened.came_back)
+    yield ""
+    told = f"{asked} comparisons with champions of before, which train nothing; {back} came back"
+    yield f"{told}:" if back else f"{told}."
+    yield from columns(
+        [
+            (f"window {one.window}", f"row {happened.windows[one.window].end_row:,}", one.outcome.sentence)
+            for one in happened.came_back
+        ]
+    )
 
 
 def _breakages(facts: Facts) -> Iterator[str]:
@@ -99,7 +116,7 @@ def shown(value: float | None, metric: Metric) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The rows as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield f"  {'  '.join(cells)}".rstrip()

@@ -454,6 +454,23 @@ def test_a_spoilt_claim_holds_up_its_request_and_no_other(delivering: Delivering
     assert delivering.news == [ChampionMoved(delivering.model, "7", "promoted")]
 
 
+def test_the_outcome_of_a_request_is_told_before_the_alias_that_it_moved(delivering: Delivering) -> None:
+    notice = {"model_version": "4", "action": "rolled-back", "request": delivering.request}
+    delivering.outbox.deliver()
+    (run,) = eventually(delivering.runs)
+    delivering.claim(run["id"])
+    delivering.api.set_variable(champion_variable(delivering.model), notice)
+    delivering.watcher.look()
+    assert delivering.news == []
+    outcome = Outcome(action="rolled-back", sentence="4 is better", run=run["id"], model_version="4")
+    delivering.claim(run["id"], outcome)
+    delivering.watcher.look()
+    assert delivering.news == [
+        RequestEnded(delivering.model, delivering.request, outcome),
+        ChampionMoved(delivering.model, "4", "rolled-back"),
+    ]
+
+
 def test_delivery_outlives_what_nobody_thought_of(delivering: Delivering) -> None:
     delivering.api.set_variable(champion_variable(delivering.model), {"model_version": "7"})
     told: list[News] = []

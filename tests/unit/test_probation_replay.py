@@ -49,14 +49,17 @@ def stream(turned_back_at: int = ROWS) -> Stream:
     )
 
 
-def replay(of: Stream, windows: int) -> Replayed:
+# One episode, so that nothing but the probation can move the champion again.
+ONE_EPISODE = PolicySettings(method="thresholds", cooldown_seconds=1e9)
+
+
+def replay(of: Stream, windows: int, policy: PolicySettings = ONE_EPISODE, rise: float = 1.0) -> Replayed:
     model = ModelSettings(
         reference_rows=REFERENCE,
         window=WindowSettings(rows=WINDOW, min_rows=WINDOW),
-        # One episode, so that nothing but the probation can move the champion again.
-        policy=PolicySettings(method="thresholds", cooldown_seconds=1e9),
+        policy=policy,
         training=TrainingSettings(parameters={"max_iter": 8, "min_samples_leaf": 5}),
-        gate=GateSettings(probation_windows=windows),
+        gate=GateSettings(probation_windows=windows, probation_rise=rise),
     )
     settings = FlowSettings(
         model="parcels",
@@ -98,4 +101,34 @@ def test_a_champion_that_does_well_is_looked_at_once_and_stays(promoted_at: int)
     assert replayed.promotions == without.promotions
     assert [asked.request for asked in replayed.happened.requests] == [
         asked.request for asked in without.happened.requests
+    ]
+
+
+def test_a_world_that_comes_back_brings_its_champion_back_without_a_retraining() -> None:
+    """Nothing is known of it but one window's labels, and nothing is trained."""
+    plain = PolicySettings()
+    (_, (promoted, version), *_) = replay(stream(), 0, plain).promotions
+    turned_back = stream(turned_back_at=promoted + 3 * WINDOW)
+    replayed = replay(turned_back, 0, plain)
+    assert replayed.promotions[:3] == (
+        (REFERENCE, "1"),
+        (promoted, version),
+        # The window that goes wrong, and the one after which its labels are there.
+        (promoted + 5 * WINDOW, "1"),
+    )
+    (back,) = replayed.happened.came_back
+    assert back.outcome.sentence.startswith(f"1 is surely better than {version} on the {WINDOW} rows since:")
+    asked = [one.window for one in replayed.happened.requests]
+    assert max(asked) < back.window
+    without = replay(turned_back, 0, plain, rise=0.0)
+    assert not without.happened.comparisons
+    assert dict(without.promotions).get(promoted + 5 * WINDOW) is None
+
+
+def test_a_comparison_that_keeps_the_champion_changes_nothing() -> None:
+    plain = PolicySettings()
+    replayed, without = replay(stream(), 0, plain), replay(stream(), 0, plain, rise=0.0)
+    assert replayed.promotions == without.promotions
+    assert [one.request for one in replayed.happened.requests] == [
+        one.request for one in without.happened.requests
     ]
