@@ -89,6 +89,7 @@ RANGES = {
     "models.*.training.folds": FROM_1,
     "models.*.training.seed": FROM_0,
     "models.*.gate.confidence": PART,
+    "models.*.gate.probation_confidence": PART,
     "models.*.gate.resamples": ENOUGH_RESAMPLES,
     "models.*.gate.min_holdout_rows": FROM_1,
     "models.*.gate.margin": FROM_0,

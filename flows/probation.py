@@ -51,10 +51,11 @@ def review(
     fence: Callable[[], None],
 ) -> Review:
     """
-    Roll back if a champion of before is surely better on the rows since `suspected_since`.
+    Roll back if a champion of before is better on the rows since `suspected_since`.
 
     It is the one before the promotion that the request names, or, where it names none, whichever of the
-    last ones. It has to show on rows that neither has seen what a challenger has to show the gate.
+    last ones. It has to show on rows that neither has seen what a challenger has to show the gate, with
+    `probation_confidence`.
     Whatever keeps them from being compared keeps the champion.
     """
     if rollback := _own_rollback(registry, request):
@@ -70,7 +71,7 @@ def review(
         who = f"of {compared.asked} before it none is" if compared.asked > 1 else f"{compared.best} is not"
         sentence = f"version {now.version} stays, {who} surely better since: {verdict.sentence}"
         return _kept(sentence, run, verdict)
-    move = _move(compared, now.version, request, run)
+    move = _move(compared, now.version, settings.settings.gate.probation_confidence, request, run)
     try:
         return _rolled_back(registry.move(move, fence), verdict)
     except ChampionMoved as moved:
@@ -121,7 +122,8 @@ def _compared(
 ) -> _Compared:
     """Those before judged as challengers of the champion."""
     model = settings.settings
-    gate = msgspec.structs.replace(model.gate, mode="superiority", floor=None)
+    confidence = model.gate.probation_confidence
+    gate = msgspec.structs.replace(model.gate, mode="superiority", floor=None, confidence=confidence)
     unseen = rows.between(rows.first_after(now.trained_until), len(rows))
     if len(unseen) < gate.min_holdout_rows:
         raise _Incomparable(
@@ -173,13 +175,13 @@ def _answers(registry: Registry, version: ModelVersion, rows: LabelledRows) -> A
     return Answers(said.source, said.predictions, said.probabilities)
 
 
-def _move(compared: _Compared, now: str, request: RetrainRequest, run: str) -> Move:
+def _move(compared: _Compared, now: str, sure: float, request: RetrainRequest, run: str) -> Move:
     verdict, before = compared.verdict, compared.best
     return Move(
         action="rolled-back",
         version=before,
         expected=now,
-        reason=f"{before} is surely better than {now} on the {verdict.rows} rows since: {verdict.sentence}",
+        reason=f"{before} is better than {now}, {sure:.0%} sure, on the {verdict.rows} rows since: {verdict.sentence}",
         baseline=compared.baseline,
         at=datetime.now(UTC),
         request=request.request,

@@ -181,7 +181,8 @@ class GateSettings(Settings, frozen=True):
     and `segment_margin` how much worse it may be in any one segment; both in the metric's own unit.
     After `probation_windows` windows of labels a new champion is held against the old one (0: never), and
     against all before it whenever a window's loss lies `probation_rise` deviations above what is known to be
-    reachable (0: never).
+    reachable (0: never). Champions all, they are compared with `probation_confidence`: keeping the worse
+    one costs as much as taking it back.
     """
 
     metric: Literal["", "accuracy", "balanced_accuracy", "auc", "mae"] = ""
@@ -195,6 +196,7 @@ class GateSettings(Settings, frozen=True):
     min_segment_rows: int = 100
     probation_windows: int = 0
     probation_rise: float = 1.0
+    probation_confidence: float = 0.8
 
 
 class RegistrySettings(Settings, frozen=True):

@@ -88,8 +88,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             "started": self.started,
             "promoted": self.happened.count("promoted"),
             "refused": self.happened.count("refused"),
-            "comparisons": len(self.happened.comparisons),
-            "came_back": len(self.happened.came_back),
             "episodes": [
                 {
                     "window": episode.window,
@@ -101,6 +99,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             ],
             "false_before_first_drift": self.false_before_first_drift,
             "seconds": round(self.seconds, 1),
+            "comparisons": len(self.happened.comparisons),
+            "came_back": len(self.happened.came_back),
         }
 
 

@@ -13,7 +13,7 @@ from flows.backtest.table import read_table
 
 KEYS = [
     *("case", "metric", "rows", "windows", "never", "schedule", "live", "started", "promoted", "refused"),
-    *("episodes", "false_before_first_drift", "seconds"),
+    *("episodes", "false_before_first_drift", "seconds", "comparisons", "came_back"),
 ]
 REFERENCE, WINDOW = 400, 100
 WORDS = ("--label", "late", "--reference-rows", str(REFERENCE), "--window-rows", str(WINDOW))

@@ -117,7 +117,9 @@ def test_a_world_that_comes_back_brings_its_champion_back_without_a_retraining()
         (promoted + 5 * WINDOW, "1"),
     )
     (back,) = replayed.happened.came_back
-    assert back.outcome.sentence.startswith(f"1 is surely better than {version} on the {WINDOW} rows since:")
+    assert back.outcome.sentence.startswith(
+        f"1 is better than {version}, 80% sure, on the {WINDOW} rows since:"
+    )
     asked = [one.window for one in replayed.happened.requests]
     assert max(asked) < back.window
     without = replay(turned_back, 0, plain, rise=0.0)

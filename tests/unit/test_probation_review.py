@@ -102,7 +102,7 @@ def test_the_old_champion_comes_back_where_it_is_surely_better(registry: MemoryR
     found = review(SETTINGS, registry, world(600, False, SERVED_FROM, 3), asked(), "run-a", lambda: None)
     assert (found.outcome.action, found.outcome.registry_version) == ("rolled-back", "1")
     assert (found.outcome.champion_before, registry.champion_version()) == ("2", "1")
-    assert found.outcome.sentence.startswith("1 is surely better than 2 on the 600 rows since: 0.")
+    assert found.outcome.sentence.startswith("1 is better than 2, 80% sure, on the 600 rows since: 0.")
     assert registry.audit()[-1].move.action == "rolled-back"
     again = review(SETTINGS, registry, world(600, False, SERVED_FROM, 3), asked(), "run-b", lambda: None)
     assert again.outcome == found.outcome
@@ -179,7 +179,7 @@ def test_of_all_champions_before_the_one_that_knows_the_world_comes_back(three: 
     rows = world(600, False, SERVED_FROM, 3)
     found = review(SETTINGS, three, rows, standing(), "run-a", lambda: None)
     assert (found.outcome.action, found.outcome.registry_version) == ("rolled-back", "1")
-    assert found.outcome.sentence.startswith("1 is surely better than 3 on the 600 rows since: 0.")
+    assert found.outcome.sentence.startswith("1 is better than 3, 80% sure, on the 600 rows since: 0.")
     # What it loses there is the level from now on, however often the run is entered.
     assert found.outcome.baseline is not None and found.outcome.baseline.loss < 0.2
     again = review(SETTINGS, three, rows, standing(), "run-b", lambda: None)
