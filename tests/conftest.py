@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,10 +161,23 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPr
     refresh_global_settings_context()
 
 
+@pytest.fixture(scope="session")
+def patient_api() -> Callable[..., PrefectApi]:
+    """
+    Makes connections that ask again for a minute, where the daemon would look again later.
+
+    A server on SQLite undoes a write that met another one, and answers 503 to have it sent again: it
+    says nothing of what a test is about, and a busy machine makes it likely.
+    """
+    return partial(PrefectApi, retries=5)
+
+
 @pytest.fixture
-def prefect_api(prefect_server: LocalPrefectServer) -> Iterator[PrefectApi]:
+def prefect_api(
+    prefect_server: LocalPrefectServer, patient_api: Callable[..., PrefectApi]
+) -> Iterator[PrefectApi]:
     """A connection of the test's own."""
-    with PrefectApi() as api:
+    with patient_api() as api:
         yield api
 
 

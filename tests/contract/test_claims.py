@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from daemon.wire.prefect import PrefectApi
 from flows.claims import LAPSE, AlreadyRetraining, Claims, FolderVariables, Variables, beating
 from flows.errors import Fenced
 from monitors.events import Outcome
@@ -33,9 +32,7 @@ def variables(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Variab
     if request.param == "folder":
         yield Alive(tmp_path)
         return
-    request.getfixturevalue("prefect_server")
-    with PrefectApi() as api:
-        yield api
+    yield request.getfixturevalue("prefect_api")
 
 
 @pytest.fixture

@@ -36,11 +36,13 @@ def sleep(settings, request=None):
 
 
 @pytest.fixture(scope="module")
-def pool(prefect_server: LocalPrefectServer, hostile_folder: Path) -> str:
+def pool(
+    prefect_server: LocalPrefectServer, patient_api: Callable[..., PrefectApi], hostile_folder: Path
+) -> str:
     """A pool that starts runs in a folder whose packages have our packages' names."""
     name = f"pool-{uuid.uuid4()}"
     deploy([], PrefectSettings(work_pool=name))
-    with PrefectApi() as api:
+    with patient_api() as api:
         template = api.call("GET", f"/work_pools/{name}")["base_job_template"]
         template["variables"]["properties"]["working_dir"]["default"] = str(hostile_folder)
         api.call("PATCH", f"/work_pools/{name}", {"base_job_template": template})
