@@ -116,6 +116,30 @@ def unchanged_logs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def ends() -> Callable[[int], bool]:
+    """
+    Waits for a process that is no child of ours to end, and says whether it did.
+
+    One that ended is there until it is reaped, by whoever took it over, whenever that is.
+    """
+
+    def ended(pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return state == "Z"
+
+    def wait(pid: int, seconds: float = 60.0) -> bool:
+        deadline = time.monotonic() + seconds
+        while not ended(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return ended(pid)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
 def real_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """A real Apache Kafka for the session, where Java and Maven are."""
     if not java_and_maven() or CHOICE == "dev":

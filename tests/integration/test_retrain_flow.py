@@ -151,7 +151,7 @@ def carried_out(settings: FlowSettings, request: RetrainRequest | None) -> Any:
 def event(api: PrefectApi, kind: Kind, request: str) -> dict[str, Any]:
     """The request's event, as soon as the feed has it."""
     wanted = str(Event(kind=kind, model="any", subject=request, payload={}).id)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if found := api.events({"id": {"id": [wanted]}}):
             return found[0]
