@@ -99,7 +99,8 @@ class Kafka:
     def close(self) -> None:
         if self._producer is not None:
             self._producer.close(timeout=5)
-        self.broker.stop()
+        # At the session's end: nobody needs what a peaceful one would write down.
+        self.broker.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +183,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPr
         refresh_global_settings_context()
         with server:
             yield server
+            server.kill()
     refresh_global_settings_context()
 
 
