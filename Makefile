@@ -13,7 +13,7 @@ demo: .venv/complete
 	@$(RUN)/retrain-daemon demo $(ARGS)
 
 test: .venv/complete
-	$(RUN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(RUN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: .venv/complete
 	$(RUN)/python -m pytest -q -m slow $(ARGS)

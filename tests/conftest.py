@@ -11,7 +11,8 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,8 @@ class Kafka:
     def close(self) -> None:
         if self._producer is not None:
             self._producer.close(timeout=5)
-        self.broker.stop()
+        # At the session's end: nobody needs what a peaceful one would write down.
+        self.broker.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +114,30 @@ def unchanged_logs() -> Iterator[None]:
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def ends() -> Callable[[int], bool]:
+    """
+    Waits for a process that is no child of ours to end, and says whether it did.
+
+    One that ended is there until it is reaped, by whoever took it over, whenever that is.
+    """
+
+    def ended(pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return state == "Z"
+
+    def wait(pid: int, seconds: float = 60.0) -> bool:
+        deadline = time.monotonic() + seconds
+        while not ended(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return ended(pid)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
@@ -157,13 +183,27 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPr
         refresh_global_settings_context()
         with server:
             yield server
+            server.kill()
     refresh_global_settings_context()
 
 
+@pytest.fixture(scope="session")
+def patient_api() -> Callable[..., PrefectApi]:
+    """
+    Makes connections that ask again for a minute, where the daemon would look again later.
+
+    A server on SQLite undoes a write that met another one, and answers 503 to have it sent again: it
+    says nothing of what a test is about, and a busy machine makes it likely.
+    """
+    return partial(PrefectApi, retries=5)
+
+
 @pytest.fixture
-def prefect_api(prefect_server: LocalPrefectServer) -> Iterator[PrefectApi]:
+def prefect_api(
+    prefect_server: LocalPrefectServer, patient_api: Callable[..., PrefectApi]
+) -> Iterator[PrefectApi]:
     """A connection of the test's own."""
-    with PrefectApi() as api:
+    with patient_api() as api:
         yield api
 
 

@@ -6,6 +6,7 @@ A gate that shuts a server off, and a site: one model's loop in real processes.
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from daemon.wire.kafka_client import admin, ensure_topics, make_producer
 from daemon.wire.local_kafka import LocalKafka, free_port, java_and_maven
 from daemon.wire.local_prefect import LocalPrefectServer, LocalPrefectWorker
 from monitors.events import Kind
-from monitors.settings import KafkaSettings
+from monitors.settings import KafkaSettings, RegistrySettings
 
 _LOGIN = "org.apache.kafka.common.security"
 # Values that nothing else is called, so that a search for them finds them or nothing.
@@ -295,6 +296,39 @@ def rows(settings, request):
 '''
 
 
+@pytest.fixture(scope="session")
+def registry_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Makes registries that nothing is in, as copies of one: MLflow takes seconds to set up a database."""
+    from flows.mlflow_registry import MlflowRegistry
+
+    folder = tmp_path_factory.mktemp("registries")
+    first = folder / "mlflow.db"
+    assert (
+        MlflowRegistry(RegistrySettings(tracking_uri=f"sqlite:///{first}"), "none").champion_version() == ""
+    )
+
+    def make() -> str:
+        own = folder / uuid.uuid4().hex
+        own.mkdir()
+        shutil.copy(first, own)
+        return f"sqlite:///{own / first.name}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def no_evidently(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """
+    The environment of a daemon whose Evidently ends where it would begin: its reviews fail at once.
+
+    For tests that don't look at reports and confirmations: to import it takes each daemon seven seconds
+    of CPU, in the middle of what is tested, and a daemon that is stopped waits for it.
+    """
+    folder = tmp_path_factory.mktemp("no-evidently")
+    (folder / "evidently.py").write_text("raise SystemExit\n")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))}
+
+
 class Site:
     """
     One model from end to end: topics, deployment, a worker, and a daemon that can be started and killed.
@@ -302,8 +336,16 @@ class Site:
     A run acts if it asks for training rows; `acted` are the requests for which that was done.
     """
 
-    def __init__(self, kafka: Any, folder: Path, server: LocalPrefectServer, **prefect: Any) -> None:
+    def __init__(
+        self,
+        kafka: Any,
+        folder: Path,
+        server: LocalPrefectServer,
+        environment: Mapping[str, str],
+        **prefect: Any,
+    ) -> None:
         self.kafka, self.folder, self.server = kafka, folder, server
+        self._environment = os.environ | server.environment | dict(environment)
         self.kind = kafka.kind
         self.model = f"site-{uuid.uuid4().hex[:8]}"
         self.topic, self.letters = kafka.topic(), kafka.topic()
@@ -351,7 +393,7 @@ class Site:
         ours = {f"RETRAIN_DAEMON_{name}": value for name, value in settings.items()}
         self._daemon = subprocess.Popen(
             [*before, *command],
-            env=os.environ | self.server.environment | ours,
+            env=self._environment | ours,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -558,12 +600,12 @@ def gate_to() -> Iterator[Callable[[str], Gate]]:
 
 
 @pytest.fixture
-def site_of(kafka: Any, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def site_of(kafka: Any, tmp_path: Path, no_evidently: dict[str, str]) -> Iterator[Callable[..., Site]]:
     """Makes sites; what they started is ended."""
     made: list[Site] = []
 
     def make(server: LocalPrefectServer, **prefect: Any) -> Site:
-        made.append(Site(kafka, tmp_path, server, **prefect))
+        made.append(Site(kafka, tmp_path, server, no_evidently, **prefect))
         return made[-1]
 
     yield make

@@ -38,8 +38,9 @@ NOBODY = "http://127.0.0.1:9/api"
 class Outage:
     """A prediction log, and daemons that read it in one group."""
 
-    def __init__(self, folder: Path, kafka: LocalKafka) -> None:
+    def __init__(self, folder: Path, kafka: LocalKafka, no_evidently: dict[str, str]) -> None:
         self.kafka = kafka
+        self.no_evidently = no_evidently
         self.folder = folder
         self.topic, self.letters, self.group = (
             f"{stem}-{uuid.uuid4().hex[:8]}" for stem in ("predictions", "letters", "group")
@@ -99,6 +100,7 @@ class Daemon:
         self.ledger_file = outage.folder / f"{name}.db"
         self._ledger = f"sqlite:///{self.ledger_file}"
         self._port = free_port()
+        self._environment = os.environ | ({} if "engine" in settings else outage.no_evidently)
         self._config = outage.folder / f"{name}.toml"
         self._log = outage.folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -149,6 +151,7 @@ class Daemon:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "daemon.cli", "start", "--config", str(self._config)],
+                env=self._environment,
                 stdout=log,
                 stderr=log,
             )
@@ -252,17 +255,17 @@ def own_kafka(tmp_path: Path) -> Iterator[LocalKafka]:
 
 
 @pytest.fixture
-def outage(own_kafka: LocalKafka, tmp_path: Path) -> Iterator[Outage]:
+def outage(own_kafka: LocalKafka, tmp_path: Path, no_evidently: dict[str, str]) -> Iterator[Outage]:
     """On a broker of the test's own."""
-    made = Outage(tmp_path, own_kafka)
+    made = Outage(tmp_path, own_kafka, no_evidently)
     yield made
     made.close()
 
 
 @pytest.fixture
-def scene(real_kafka: Any, tmp_path: Path) -> Iterator[Outage]:
+def scene(real_kafka: Any, tmp_path: Path, no_evidently: dict[str, str]) -> Iterator[Outage]:
     """On the broker of the session, which has to stay."""
-    made = Outage(tmp_path, real_kafka.broker)
+    made = Outage(tmp_path, real_kafka.broker, no_evidently)
     yield made
     made.close()
 

@@ -155,7 +155,7 @@ def test_retention_is_told_and_not_skipped(own_kafka: LocalKafka, sources: list[
     producer = make_producer(settings)
     for number in range(5):
         producer.send("expiring", value=b"%d" % number, timestamp_ms=1_600_000_000_000)
-    producer.flush(timeout=10)
+    producer.flush(timeout=60)
     source = KafkaSource(settings)
     sources.append(source)
     partition = Partition("expiring", 0)
@@ -181,9 +181,9 @@ def test_a_corrupt_batch_is_skipped_loudly_and_exactly(
     for text in (b"good-one", b"ROTTEN", b"good-two"):
         for _ in range(7):
             producer.send("corrupt", value=text, partition=0)
-        producer.flush(timeout=10)
+        producer.flush(timeout=60)
     producer.send("corrupt", value=b"elsewhere", partition=1)
-    producer.flush(timeout=10)
+    producer.flush(timeout=60)
     producer.close(timeout=5)
     own_kafka.stop()
     segment = own_kafka.data / "corrupt-0" / "00000000000000000000.log"

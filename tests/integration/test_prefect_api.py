@@ -25,7 +25,7 @@ from monitors.events import Event, Kind
 pytestmark = pytest.mark.prefect
 
 
-def wait_for(answer: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_for(answer: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := answer()):
         assert time.monotonic() < deadline, f"nothing came within {seconds} s"
@@ -84,10 +84,10 @@ def test_only_the_first_creation_of_a_variable_succeeds(prefect_api: PrefectApi,
 
 
 def test_of_many_who_create_a_variable_at_once_one_succeeds(
-    prefect_server: LocalPrefectServer, name: str
+    prefect_server: LocalPrefectServer, patient_api: Callable[..., PrefectApi], name: str
 ) -> None:
     def claim(number: int) -> bool:
-        with PrefectApi(prefect_server.url, retries=5) as api:
+        with patient_api(prefect_server.url) as api:
             return api.create_variable(name, number)
 
     with ThreadPoolExecutor(8) as pool:

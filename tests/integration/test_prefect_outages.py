@@ -33,8 +33,8 @@ def site(site_of: Any, server: LocalPrefectServer) -> Any:
 
 
 @pytest.fixture
-def api(server: LocalPrefectServer) -> Iterator[PrefectApi]:
-    with PrefectApi(server.url) as api:
+def api(server: LocalPrefectServer, patient_api: Callable[..., PrefectApi]) -> Iterator[PrefectApi]:
+    with patient_api(server.url) as api:
         yield api
 
 

@@ -1,6 +1,6 @@
 """A server that wants an auth string and CSRF tokens: the profile opens it, others are told why not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,14 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPr
         yield server
 
 
-def test_the_auth_string_and_csrf_tokens_of_the_profile_apply(guarded_server: LocalPrefectServer) -> None:
+def test_the_auth_string_and_csrf_tokens_of_the_profile_apply(
+    guarded_server: LocalPrefectServer, patient_api: Callable[..., PrefectApi]
+) -> None:
     from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
     with (
         temporary_settings({PREFECT_API_AUTH_STRING: "admin:right-secret"}),
-        PrefectApi(guarded_server.url) as api,
+        patient_api(guarded_server.url) as api,
     ):
         assert api.create_variable("opened", 1)
         assert api.read_variable("opened") == 1
@@ -68,7 +70,9 @@ def test_without_csrf_support_the_server_refuses(guarded_server: LocalPrefectSer
         api.create_variable("closed", 1)
 
 
-def test_events_wait_for_the_right_auth_string(guarded_server: LocalPrefectServer, tmp_path: Path) -> None:
+def test_events_wait_for_the_right_auth_string(
+    guarded_server: LocalPrefectServer, patient_api: Callable[..., PrefectApi], tmp_path: Path
+) -> None:
     from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
@@ -77,7 +81,7 @@ def test_events_wait_for_the_right_auth_string(guarded_server: LocalPrefectServe
     for auth, posted in (("admin:wrong-secret", 0), ("admin:right-secret", 1)):
         with (
             temporary_settings({PREFECT_API_AUTH_STRING: auth}),
-            PrefectApi(guarded_server.url) as api,
+            patient_api(guarded_server.url) as api,
         ):
             assert Outbox(ledger, api.post_event).deliver() == posted
         assert (ledger.waiting_count(), ledger.refused_count()) == (1 - posted, 0)

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,10 @@ def settings(kafka: Any, folder: Path) -> FlowSettings:
 
 
 @pytest.fixture
-def fresh(settings: FlowSettings, folder: Path) -> FlowSettings:
-    """The same topics, with a registry folder of the test's own whose champion knows the old world."""
+def fresh(settings: FlowSettings, folder: Path, registry_database: Callable[[], str]) -> FlowSettings:
+    """The same topics, with a registry of the test's own whose champion knows the old world."""
     registry = RegistrySettings(
-        tracking_uri=f"sqlite:///{folder}/{uuid.uuid4().hex}/mlflow.db",
+        tracking_uri=registry_database(),
         references_url=str(folder / uuid.uuid4().hex),
     )
     own = msgspec.structs.replace(settings, registry=registry)
@@ -151,7 +151,7 @@ def carried_out(settings: FlowSettings, request: RetrainRequest | None) -> Any:
 def event(api: PrefectApi, kind: Kind, request: str) -> dict[str, Any]:
     """The request's event, as soon as the feed has it."""
     wanted = str(Event(kind=kind, model="any", subject=request, payload={}).id)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if found := api.events({"id": {"id": [wanted]}}):
             return found[0]

@@ -118,7 +118,7 @@ class Member:
     def get(self, path: str, accept: str = "") -> tuple[int, str, str]:
         """Status, content type and text of one of the pages."""
         try:
-            with urlopen(Request(self.http.url + path, headers={"Accept": accept}), timeout=10) as answer:
+            with urlopen(Request(self.http.url + path, headers={"Accept": accept}), timeout=60) as answer:
                 return answer.status, answer.headers["Content-Type"], answer.read().decode()
         except HTTPError as error:
             with error:

@@ -94,7 +94,7 @@ def test_it_says_where_it_is_and_ends_with_its_parent() -> None:
         line = process.stdout.readline()
         assert line.startswith(READY + "127.0.0.1:")
         process.stdin.close()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.kafka(broker="development broker")

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,17 +54,6 @@ def worker() -> Iterator[EvidentlyWorker]:
     worker = EvidentlyWorker(timeout_seconds=120.0)
     yield worker
     worker.close()
-
-
-def gone(pid: int, within_seconds: float = 10.0) -> bool:
-    """True once the process has ended, whoever is to reap it."""
-    end = time.monotonic() + within_seconds
-    while time.monotonic() < end:
-        state = Path(f"/proc/{pid}/stat")
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_it_starts_when_needed_and_restarts_once_lost(worker: EvidentlyWorker) -> None:
@@ -138,20 +126,20 @@ def test_one_that_dies_on_every_request_is_an_error_not_a_loop(monkeypatch: pyte
     worker.close()
 
 
-def test_one_that_idles_ends_and_is_started_again() -> None:
+def test_one_that_idles_ends_and_is_started_again(ends: Callable[[int], bool]) -> None:
     worker = EvidentlyWorker(idle_seconds=0.2)
     try:
         judging = engine(worker)
         # Nothing is scored of an empty window, so Evidently need not be imported.
         first = judging.judge([])
         pid = worker.pid
-        assert pid is None or gone(pid)
+        assert pid is None or ends(pid)
         assert judging.judge([]) == first
     finally:
         worker.close()
 
 
-def test_one_whose_parent_was_killed_ends() -> None:
+def test_one_whose_parent_was_killed_ends(ends: Callable[[int], bool]) -> None:
     script = (
         "import os, signal, sys\nfrom daemon.evidently_worker import EvidentlyWorker\n"
         "worker = EvidentlyWorker()\nprint(worker._running().pid, flush=True)\n"
@@ -159,7 +147,7 @@ def test_one_whose_parent_was_killed_ends() -> None:
     )
     parent = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert parent.returncode == -signal.SIGKILL
-    assert gone(int(parent.stdout.splitlines()[-1]))
+    assert ends(int(parent.stdout.splitlines()[-1]))
 
 
 def test_a_closed_worker_starts_nothing() -> None:

@@ -71,6 +71,10 @@ class Shelf:
 Log = dict[Partition, list[PredictionRecord | LabelRecord]]
 
 
+# What is killed here are objects, not machines: a disk would cost time and prove nothing.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 def make_log(seed: int, partitions: int, rows: int) -> Log:
     """Two drifts, jittered event times, some far behind; labels of most rows, in another order."""
     chance = random.Random(seed)
@@ -363,7 +367,7 @@ def story(
     arrivals: Arrivals | None = None,
     horizon: float = 60.0,
 ) -> Story:
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY) as folder:
         ledger, shelf = Ledger(f"sqlite:///{folder}/ledger.db"), Shelf()
         member = Member(log, ledger, shelf, random.Random(seed), reach, by_budget(window, horizon), arrivals)
         for cycles in kills:
@@ -467,7 +471,7 @@ def test_kills_and_interleavings_change_no_decision(
     seed: int, partitions: int, kills: list[int], reach: int
 ) -> None:
     log = make_log(seed, partitions, 240)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY) as folder:
         judged, events, scores = run(log, Path(folder), seed, [], 12)
         judged_again, events_again, scores_again = run(log, Path(folder), seed + 1, [*kills, 3], reach)
     event(f"{len(events)} events, {len(kills) + 1} kills")
@@ -478,7 +482,7 @@ def test_kills_and_interleavings_change_no_decision(
 
 
 def test_the_log_of_the_law_reaches_episodes() -> None:
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY) as folder:
         ledger, shelf = Ledger(f"sqlite:///{Path(folder) / 'l.db'}"), Shelf()
         Member(make_log(1, 2, 240), ledger, shelf, random.Random(1)).live(None)
         kinds = [row["kind"] for row in ledger.events()]
@@ -498,7 +502,7 @@ def test_the_partition_that_count_windows_are_made_of_outlives_the_process() -> 
         log = make_log(seed=1, partitions=index + 1, rows=20)
         monitor.observe(log[Partition("predictions", index)][0])
 
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY) as folder:
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
         ledger.take_over("group", "member")
         before = Monitor(settings, Shelf(), LimitSettings())
