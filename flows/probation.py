@@ -177,11 +177,12 @@ def _answers(registry: Registry, version: ModelVersion, rows: LabelledRows) -> A
 
 def _move(compared: _Compared, now: str, sure: float, request: RetrainRequest, run: str) -> Move:
     verdict, before = compared.verdict, compared.best
+    better = f"{before} is better than {now}, {sure:.0%} sure, on the {verdict.rows} rows since"
     return Move(
         action="rolled-back",
         version=before,
         expected=now,
-        reason=f"{before} is better than {now}, {sure:.0%} sure, on the {verdict.rows} rows since: {verdict.sentence}",
+        reason=f"{better}: {verdict.sentence}",
         baseline=compared.baseline,
         at=datetime.now(UTC),
         request=request.request,
