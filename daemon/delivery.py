@@ -10,7 +10,6 @@ from traceback import format_exception
 import structlog
 
 from daemon.errors import StaleOwner
-from daemon.freed import give_back
 from daemon.ledger import Ledger, LedgerError, now
 from daemon.loop import News
 from daemon.outbox import Outbox
@@ -107,7 +106,6 @@ class Delivery:
         if self._due("prune", PRUNE_SECONDS):
             forgotten = self._ledger.prune(now() - self._retention)
             log.debug("ledger_pruned", rows=forgotten)
-            give_back()
         if self._due("beat", self._settings.heartbeat_seconds):
             self._beat(api, models)
         return True

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from daemon.errors import LedgerAway, StaleOwner
+from daemon.freed import give_back
 from daemon.grounds import Grounds, JudgedBy, rows_digest
 from daemon.ledger import Checkpoint, Ledger, Position, Restored, now
 from daemon.news import ChampionMoved as ChampionMoved
@@ -48,6 +49,8 @@ STALL_SECONDS = 120.0
 LEDGER_SECONDS = 1.0
 # How many windows may wait for labels that are still to be read before no more predictions are.
 MOST_BEHIND = 8
+# What a busy minute needed is not kept for the months after it.
+GIVE_BACK_SECONDS = 60.0
 
 Decoded = PredictionRecord | LabelRecord | InvalidRecord
 
@@ -144,7 +147,7 @@ class Loop:
         self._pending: list[Event] = []
         self._ended: list[tuple[str, Outcome]] = []
         self._heard_of: list[tuple[str, Taken]] = []
-        self._saved_at = time.monotonic()
+        self._saved_at = self._gave_back_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
         """Run until asked to stop; a cycle that began is always finished."""
@@ -187,6 +190,9 @@ class Loop:
         due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
         if due or result.steps or self._pending or self._heard_of:
             self._checkpoint(result)
+        if time.monotonic() - self._gave_back_at >= GIVE_BACK_SECONDS:
+            give_back()
+            self._gave_back_at = time.monotonic()
         return result
 
     # --- ownership -------------------------------------------------------------------------------

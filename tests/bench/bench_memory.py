@@ -18,7 +18,6 @@ from pathlib import Path
 from daemon.config import LogSettings
 from daemon.engines import StoredEngines
 from daemon.evidently_worker import EvidentlyWorker
-from daemon.freed import give_back
 from daemon.health import Health
 from daemon.ledger import Ledger, now
 from daemon.logs import configure
@@ -182,9 +181,7 @@ def read_all(folder: Path) -> tuple[list[tuple[int, float]], dict[str, int]]:
             log.expire(partition, offset)
         held.append((first + BATCH, resident_megabytes()))
         if (first + BATCH) % (RECORDS // 20) == 0:
-            # As the daemon's delivery does it.
             ledger.prune(now() - RETENTION)
-            give_back()
             rate = (first + BATCH) / (time.monotonic() - began)
             say(f"{first + BATCH:>11,} records  {held[-1][1]:7.1f} MB  {rate:9,.0f} records/s, made and read")
     counters = ledger.counters()
