@@ -119,6 +119,8 @@ class EvidentlyReference:
         """All columns in one run; if that fails, each in its own, so that one cannot spoil the others."""
         try:
             return self._scored(columns, records)
+        except ImportError:
+            raise
         except Exception:  # noqa: BLE001 - whatever Evidently raises, the next line finds out for which column
             return {name: self._scored_alone(name, column, records) for name, column in columns.items()}
 
@@ -127,6 +129,8 @@ class EvidentlyReference:
     ) -> DriftScore | Finding:
         try:
             return self._scored({name: column}, records)[name]
+        except ImportError:
+            raise  # An installation without Evidently says nothing of the scores.
         except Exception as error:  # noqa: BLE001 - its message may quote values, so only its name is kept
             return unscored(column.name, f"Evidently raised {type(error).__name__}")
 

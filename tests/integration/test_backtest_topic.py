@@ -19,7 +19,7 @@ from daemon.cli import main
 from daemon.config import Config, load
 from daemon.engines import StoredEngines
 from daemon.evidently_worker import EvidentlyWorker
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, RequestRow
 from daemon.loop import Loop, LoopSettings, RequestEnded
 from daemon.wire.kafka import KafkaSource
 from daemon.wire.kafka_dead_letters import KafkaDeadLetters
@@ -293,6 +293,10 @@ def replayed(live: Live) -> Happened:
         return backtest(options, progress, known=()).replayed.happened
 
 
+def retrainings(live: Live) -> list[RequestRow]:
+    return [row for row in live.ledger.requests(MODEL) if row.episode]
+
+
 def verdict_of(outcome: Outcome) -> tuple[Any, ...]:
     """What the gate said, and of which version; the run is another one."""
     scores = outcome.challenger_score, outcome.champion_score
@@ -305,7 +309,7 @@ def test_a_topic_leads_to_the_decisions_that_the_ledger_holds(live: Live) -> Non
     assert [window.judged for window in happened.windows] == kept
     assert len({judged.version for judged in kept}) > 1, "without a promotion this shows half of it"
 
-    requests = live.ledger.requests(MODEL)
+    requests = retrainings(live)
     assert [(one.request, one.episode, one.attempt) for one in happened.requests] == [
         (row.id, row.episode, row.attempt) for row in requests
     ]
@@ -321,8 +325,11 @@ def test_a_topic_leads_to_the_decisions_that_the_ledger_holds(live: Live) -> Non
     held = {(row["version"], row["key"]): (row["score"], row["labelled"]) for row in rows if row["labelled"]}
     assert judged_again == held and held
 
+    # The champion of before the log is at hand live, and not in a replay: it can't be compared there.
+    compared = {row.id for row in live.ledger.requests(MODEL)} - {row.id for row in requests}
     told = [str(told.event.id) for told in happened.events]
-    posted = [event["id"] for event in live.ledger.events()]
+    events = [event for event in live.ledger.events() if not any(one in event["body"] for one in compared)]
+    posted = [event["id"] for event in events]
     assert sorted(told) == sorted(posted)
 
 
@@ -331,7 +338,7 @@ def test_the_command_replays_the_topic(live: Live, capsys: pytest.CaptureFixture
     code = main(["backtest", "--topic", "--config", str(live.file), "--json"])
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (code, told["case"], told["windows"]) == (0, MODEL, WINDOWS)
-    assert told["started"] == len(live.ledger.requests(MODEL)) > 0
+    assert told["started"] == len(retrainings(live)) > 0
 
 
 def test_only_what_was_logged_between_the_times_is_replayed(

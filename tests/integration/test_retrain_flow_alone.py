@@ -465,7 +465,7 @@ def test_a_champion_on_probation_is_rolled_back_once_wherever_a_run_dies(
     cards: list[str] = []
     outcome = act(job(settings, tmp_path, request, run="run-a", publish=cards.append))
     assert (outcome.action, outcome.registry_version, outcome.champion_before) == ("rolled-back", "1", "2")
-    assert "surely better than 2 on the 400 rows since: 0." in outcome.sentence
+    assert "better than 2, 80% sure, on the 400 rows since: 0." in outcome.sentence
     assert champion_version(settings) == "1"
     moves = [record for record in open_registry(settings).audit() if record.move.request == request.request]
     assert [record.move.action for record in moves] == ["rolled-back"]

@@ -17,13 +17,13 @@ from daemon.status import ledger_status
 from monitors import budget, probation
 from monitors.drift import DriftReport
 from monitors.episodes import Circumstances, Judged, ModelState, Stage, on_champion
-from monitors.events import Event, Kind, OffsetRange, Outcome
+from monitors.events import OffsetRange, Outcome
 from monitors.evidence import EvidenceState, FeatureState
 from monitors.losses import LossState
 from monitors.monitor import ModelChanges
-from monitors.performance import LabelChanges
+from monitors.performance import LabelChanges, Performance
 from monitors.policy import Decision, Phase, PolicyState, Verdict
-from monitors.settings import ModelSettings, PolicySettings, WindowSettings
+from monitors.settings import GateSettings, ModelSettings, PolicySettings, WindowSettings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODEL = ModelSettings(policy=PolicySettings(windows_between_false_retrainings=50.0))
@@ -81,20 +81,15 @@ class Life:
     def roll_back(self, promotion: str) -> None:
         """Probation asks about a promotion, and undoes it."""
         outcome = Outcome(action="promoted", sentence="", model_version="1", champion_before="1")
-        tried = probation.begin("fraud", promotion, outcome, windows=1)
+        gate = GateSettings(probation_windows=1)
+        tried = probation.begin("fraud", promotion, outcome, gate)
         assert tried is not None
-        served = probation.Served("1", START, START, ())
-        asked = probation.request_of(tried, served)
-        event = Event(
-            kind=Kind.RETRAIN_REQUESTED,
-            model="fraud",
-            subject=asked.request,
-            request=asked.request,
-            payload=msgspec.to_builtins(asked),
-        )
+        tried = probation.on_window(tried, probation.Served("1", START, START, ()))
+        labels = Performance("1", 1, "accuracy", score=0.5, labelled=90, unlabelled=0)
+        tried, (event,) = probation.on_labels(tried, gate, "cluster|group", labels, None)
         outcome = Outcome(action="rolled-back", sentence="worse", model_version="1")
         self.keep((event,), None, ())
-        self.keep((), None, (), [(asked.request, outcome)])
+        self.keep((), None, (), [(event.request, outcome)])
 
     def keep(self, events: Any, judged: Judged | None, counted: Any, ended: Any = ()) -> None:
         changes = ModelChanges(self.state, {}, NO_LABELS, counted)
