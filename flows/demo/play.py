@@ -211,7 +211,9 @@ class Play:
         self._progress.done()
         if asked.id not in self._explained:
             self._explained.add(asked.id)
-            self._progress.drift(f"{self._reason()}: attempt {asked.attempt}")
+            compared = "a window lost too much: do champions of before do better?"
+            reason = f"{self._reason()}: attempt {asked.attempt}" if asked.body["episode"] else compared
+            self._progress.drift(reason)
         if state == "posted":
             self._progress.request("the event is posted; Prefect's automation is to start a run")
         elif state == "confirmed":
@@ -236,16 +238,16 @@ class Play:
         self._progress.kill("the daemon is back, from its ledger")
 
     def _take_over(self) -> None:
-        """After a promotion, the service has the new champion before the next row."""
+        """After a promotion or a rollback, the service has the champion before the next row."""
         last = list(self.asked.values())[-1:]
-        if not last or last[0].action != "promoted":
+        if not last or last[0].action not in ("promoted", "rolled-back"):
             return
         wanted, deadline = last[0].model_version, time.monotonic() + CHAMPION_SECONDS
         while self._serving.version != wanted and not self._serving.refresh():
             if time.monotonic() > deadline:
                 raise DemoFailed(
                     f"the registry's champion is not version {wanted}, {CHAMPION_SECONDS:.0f} s after its "
-                    "promotion was told; see the run's log in the demo's folder"
+                    "move was told; see the run's log in the demo's folder"
                 )
             time.sleep(0.1)
 

@@ -73,8 +73,10 @@ class Progress(AbstractContextManager["Progress"]):
 
     def outcome(self, action: str, sentence: str, version: str) -> None:
         """A request ended."""
-        style = {"promoted": "bold green", "refused": "bold magenta"}.get(action, "bold red")
-        told = f"{sentence}; version {version} serves from now on" if action == "promoted" else sentence
+        moved = action in ("promoted", "rolled-back")
+        other = {"refused": "bold magenta", "kept": "bold"}
+        style = "bold green" if moved else other.get(action, "bold red")
+        told = f"{sentence}; version {version} serves from now on" if moved else sentence
         self._line(f"[{style}]{_safe(action):<10}[/]", _safe(told))
 
     def kill(self, sentence: str) -> None:
