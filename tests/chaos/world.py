@@ -162,7 +162,7 @@ class World:
         """What each model's champion calls itself in the log, by the outcomes in the ledger."""
         versions = dict.fromkeys(MODELS, "1")
         for request in self.ledger.requests():
-            if request.outcome is not None and request.outcome.action == "promoted":
+            if request.outcome is not None and request.outcome.action in ("promoted", "rolled-back"):
                 versions[request.model] = request.outcome.model_version
         return versions
 
