@@ -33,17 +33,18 @@ def read_status(config: Any) -> dict[str, Any]:
 
 
 def _model_status(ledger: Ledger, model: str, settings: ModelSettings) -> dict[str, Any]:
+    # Checkpoints come between these reads. Whoever counts a window must see what it led to: it is read first.
+    windows, last = ledger.window_count(model), ledger.windows(model, limit=1)
     state = ledger.model_states().get(model)
     account = account_of(ledger, model, settings.policy, state or ModelState())
     requests = ledger.requests(model)
     actions = [row.outcome.action for row in requests if row.outcome is not None]
-    last = ledger.windows(model, limit=1)
     silenced = ledger.silences().get(model)
     episode = None if state is None or state.episode is None else state.episode
     return {
         "stage": "quiet" if state is None else str(state.stage),
         "serving": "" if state is None else state.serving,
-        "windows": ledger.window_count(model),
+        "windows": windows,
         "last_window": _window_status(last[0]) if last else None,
         "episodes": 0 if state is None else state.episodes,
         "episode": None
