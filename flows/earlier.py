@@ -87,15 +87,13 @@ def earlier_champions(registry: Registry, champion: str) -> tuple[ModelVersion, 
 def _earlier(registry: Registry, champion: str) -> Iterator[ModelVersion]:
     moves = registry.audit()
     # What a person has taken out of service comes back by a person's hand alone.
-    banned = {one.move.expected for one in moves if one.move.action == "rolled-back" and not one.move.request}
-    present = registry.find(champion) if champion else None
-    told = {origin(present)} if present else set()
+    banned = [one.move.expected for one in moves if one.move.action == "rolled-back" and not one.move.request]
+    left_out = [registry.find(version) for version in (champion, *banned) if version]
+    told = {origin(version) for version in left_out if version is not None}
     for record in reversed(moves):
         version = registry.find(record.move.version)
         # Of a version that somebody else has registered nobody knows what it has seen.
-        if version is None or "trained_until" not in version.tags or version.version in banned:
-            continue
-        if origin(version) not in told:
+        if version is not None and "trained_until" in version.tags and origin(version) not in told:
             told.add(origin(version))
             yield version
 

@@ -154,9 +154,9 @@ def _compared(
 def _asked(
     registry: Registry, before: Sequence[ModelVersion], rows: LabelledRows
 ) -> list[tuple[ModelVersion, Answers]]:
-    """What those say of the rows that have not seen them; the last error where that is nobody."""
+    """What those say that have not seen the rows; the last error where that is nobody."""
     found: list[tuple[ModelVersion, Answers]] = []
-    failed = ModelUnloadable("those before it have seen these rows")
+    failed = ModelUnloadable("of none before it is it known that it has not seen these rows")
     for version in before:
         if "trained_until" not in version.tags or version.trained_until >= float(rows.event_times[0]):
             continue

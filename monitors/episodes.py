@@ -8,7 +8,16 @@ from typing import Any, Literal
 import msgspec
 
 from monitors.drift import DriftReport, DriftScore, SegmentShift
-from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, Related, RetrainRequest
+from monitors.events import (
+    NAMESPACE,
+    Event,
+    Kind,
+    OffsetRange,
+    Outcome,
+    Related,
+    RetrainRequest,
+    requested,
+)
 from monitors.losses import LossState
 from monitors.policy import Decision, Phase, Signal, Verdict
 from monitors.probation import Probation
@@ -273,16 +282,7 @@ def ask(around: Circumstances, state: ModelState, occasion: Occasion) -> Step:
         return state, ()
     attempt = episode.attempts + 1
     asked = request_of(episode, attempt, occasion)
-    event = Event(
-        kind=Kind.RETRAIN_REQUESTED,
-        model=occasion.model,
-        subject=asked.request,
-        version=occasion.version,
-        episode=episode.id,
-        request=asked.request,
-        payload=msgspec.to_builtins(asked),
-        related=(Related(occasion.report_url, "report"),) if occasion.report_url else (),
-    )
+    event = requested(asked, (Related(occasion.report_url, "report"),) if occasion.report_url else ())
     ahead = msgspec.structs.replace(episode, attempts=attempt, request=asked.request)
     return msgspec.structs.replace(state, episode=ahead), (event,)
 

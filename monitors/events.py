@@ -103,8 +103,9 @@ class RetrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     `offsets` are those of the window that asked; `suspected_since` is the start of the first window
     of the drifted stretch, `window_end` the end of the last. Times are RFC 3339 in UTC.
 
-    A `probation` retrains nothing and belongs to no episode: it asks whether the champion that came from
-    the request `promotion` is worse than the one before it on the rows since `suspected_since`.
+    A `probation` retrains nothing and belongs to no episode: it asks whether the champion is worse, on the
+    rows since `suspected_since`, than the one that the request `promotion` put it in the place of, or,
+    without one, than any of the last ones before it.
     """
 
     request: str
@@ -126,6 +127,20 @@ class RetrainRequest(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["retrain", "probation"] = "retrain"
     promotion: str = ""
     schema: int = SCHEMA
+
+
+def requested(asked: RetrainRequest, related: tuple[Related, ...] = ()) -> Event:
+    """The event that asks for it."""
+    return Event(
+        kind=Kind.RETRAIN_REQUESTED,
+        model=asked.model,
+        subject=asked.request,
+        version=asked.model_version,
+        episode=asked.episode,
+        request=asked.request,
+        payload=msgspec.to_builtins(asked),
+        related=related,
+    )
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,10 +8,11 @@ it does better by now: a world that comes back needs no retraining.
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
-from monitors.events import NAMESPACE, Event, Kind, OffsetRange, Outcome, RetrainRequest
+from monitors.events import NAMESPACE, Event, OffsetRange, Outcome, RetrainRequest, requested
 from monitors.performance import Performance
 from monitors.settings import GateSettings
 
@@ -108,15 +109,7 @@ def on_champion(probation: Probation, version: str) -> Probation | None:
 
 
 def _asking(probation: Probation, asked: RetrainRequest) -> tuple[Probation, tuple[Event, ...]]:
-    event = Event(
-        kind=Kind.RETRAIN_REQUESTED,
-        model=asked.model,
-        subject=asked.request,
-        version=asked.model_version,
-        request=asked.request,
-        payload=msgspec.to_builtins(asked),
-    )
-    return msgspec.structs.replace(probation, request=asked.request), (event,)
+    return msgspec.structs.replace(probation, request=asked.request), (requested(asked),)
 
 
 def _once(probation: Probation) -> str:
@@ -125,22 +118,15 @@ def _once(probation: Probation) -> str:
 
 
 def _with_the_one_before(probation: Probation, newest: Served) -> RetrainRequest:
-    return RetrainRequest(
+    return _request(
+        probation,
         request=_once(probation),
-        kind="probation",
         promotion=probation.promotion,
-        episode="",
-        episode_number=0,
-        attempt=1,
-        model=probation.model,
-        model_version=probation.version,
         reason=f"labels of {probation.matured} windows that version {probation.version} served are there",
         suspected_since=probation.since or newest.start,
         window_start=newest.start,
         window_end=newest.end,
         offsets=newest.spans,
-        drift_share=0.0,
-        drifted_columns=(),
     )
 
 
@@ -148,23 +134,29 @@ def _with_all_before(
     probation: Probation, origin: str, performance: Performance, rise: float
 ) -> RetrainRequest:
     """Its id follows from the window whose labels they are, and from who serves."""
-    assert performance.start is not None
-    assert performance.end is not None
     window = f"{probation.model}|{probation.version}|{performance.version}|{performance.key}"
-    return RetrainRequest(
+    return _request(
+        probation,
         request=str(uuid.uuid5(NAMESPACE, f"probation|{origin}|{window}")),
-        kind="probation",
-        episode="",
-        episode_number=0,
-        attempt=1,
-        model=probation.model,
-        model_version=probation.version,
         reason=f"a window lost {performance.loss:.4g}, {rise:.1f} deviations above what can be reached",
         basis="labels",
         suspected_since=performance.start,
         window_start=performance.start,
         window_end=performance.end,
         offsets=performance.spans,
+    )
+
+
+def _request(probation: Probation, **stated: Any) -> RetrainRequest:
+    """A comparison belongs to no episode, and says nothing of drift."""
+    return RetrainRequest(
+        kind="probation",
+        episode="",
+        episode_number=0,
+        attempt=1,
+        model=probation.model,
+        model_version=probation.version,
         drift_share=0.0,
         drifted_columns=(),
+        **stated,
     )

@@ -129,7 +129,8 @@ def test_a_world_that_comes_back_brings_its_champion_back_without_a_retraining()
 
 def test_a_comparison_that_keeps_the_champion_changes_nothing() -> None:
     plain = PolicySettings()
-    replayed, without = replay(stream(), 0, plain), replay(stream(), 0, plain, rise=0.0)
+    replayed, without = replay(stream(), 0, plain, rise=0.1), replay(stream(), 0, plain, rise=0.0)
+    assert {one.outcome.action for one in replayed.happened.comparisons} == {"kept"}
     assert replayed.promotions == without.promotions
     assert [one.request for one in replayed.happened.requests] == [
         one.request for one in without.happened.requests
