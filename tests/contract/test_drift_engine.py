@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from daemon.evidently_worker import EvidentlyEngine, EvidentlyWorker
 from monitors.confirmation import confirm
 from monitors.drift import DriftEngine, DriftReport
 from monitors.drift_engine import compile_reference
+from monitors.evidently_report import EvidentlyReference
 from monitors.records import Partition, PredictionRecord, Scalar
 from monitors.reference import Reference
 from monitors.settings import DriftSettings, QualitySettings
@@ -183,3 +185,14 @@ def test_both_know_a_column_of_numbers_and_text(worker: EvidentlyWorker) -> None
 def test_both_have_nothing_to_say_of_an_empty_window(worker: EvidentlyWorker) -> None:
     report = both(worker, window(1, 300), [])
     assert report.scores == () and report.prediction is None and report.drift_share == 0.0
+
+
+def test_an_evidently_that_is_not_there_disputes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, drift = window(1, 60), DriftSettings()
+    reference = Reference.from_rows(
+        "m", "1", [one.features for one in before], [one.prediction for one in before], drift
+    )
+    missing = EvidentlyReference(reference, drift, QualitySettings(), "classification")
+    monkeypatch.setitem(sys.modules, "evidently", None)
+    with pytest.raises(ImportError):
+        missing.judge(window(2, 60))
