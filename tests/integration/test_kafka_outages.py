@@ -217,12 +217,12 @@ class Daemon:
         return dict(self._from_ledger(lambda ledger: ledger.counters()))
 
     def told(self, kind: str) -> list[dict[str, Any]]:
-        """What the events of this kind say that stand in line for Prefect."""
+        """What the events of this kind say that stand in line for Prefect, by partition: polls have no order."""
         rows = self._from_ledger(lambda ledger: ledger.events())
         bodies = [json.loads(row["body"]) for row in rows if row["kind"] == f"retrain-daemon.{kind}"]
         for body in bodies:
             del body["payload"]["schema"]
-        return [body["payload"] for body in bodies]
+        return sorted((body["payload"] for body in bodies), key=lambda payload: payload.get("partition", -1))
 
     def decisions(self) -> tuple[Any, ...]:
         """All that was decided, ids and scores included."""
