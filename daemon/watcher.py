@@ -19,6 +19,9 @@ log = structlog.get_logger()
 TERMINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 # The automation that `deploy` makes; its name is part of what the two sides share.
 RETRAIN_AUTOMATION = "retrain-daemon/{model}: retrain on request"
+# While nothing is in flight, a champion moves by a person's hand alone: asking at each look was half of
+# what an idle daemon cost.
+LOOKS_PER_CHAMPION = 5
 
 
 class Prefect(Protocol):
@@ -70,9 +73,14 @@ class Watcher:
         self._created: set[str] = set()
         self._champions: dict[str, object] = {}
         self._failing: dict[str, int] = {}
+        self._quiet_looks = 0
 
     def look(self, models: Collection[str] | None = None) -> None:
-        """One round (of these models): open requests, champions, promotions that nobody serves."""
+        """
+        One round (of these models): open requests, champions, promotions that nobody serves.
+
+        Champions are asked for while requests are open and once after; then at every fifth round.
+        """
 
         def ours(model: str) -> bool:
             return models is None or model in models
@@ -82,8 +90,10 @@ class Watcher:
             if ours(request.model) and request.state != "waiting" and request.id not in self._told:
                 self._look_alone(request)
         in_flight = {request.id for request in open_requests} - self._told
-        for model in filter(ours, self._models):
-            self._look_at_champion(model, in_flight)
+        if self._quiet_looks % LOOKS_PER_CHAMPION == 0:
+            for model in filter(ours, self._models):
+                self._look_at_champion(model, in_flight)
+        self._quiet_looks = 0 if open_requests else self._quiet_looks + 1
         for request in self._ledger.unserved_promotions():
             if ours(request.model):
                 self._look_at_serving(request)
@@ -92,6 +102,7 @@ class Watcher:
         """Look at everything anew: another member was the owner, or what was told was lost with a term."""
         self._told.clear()
         self._champions.clear()
+        self._quiet_looks = 0
 
     # --- requests --------------------------------------------------------------------------------
 

@@ -477,6 +477,30 @@ def test_the_outcome_of_a_request_is_told_before_the_alias_that_it_moved(deliver
     ]
 
 
+def test_a_champion_moved_by_hand_while_nothing_is_in_flight_is_heard_of_within_five_looks(
+    delivering: Delivering,
+) -> None:
+    def moved_to(version: str) -> int:
+        """The looks until it is heard of."""
+        delivering.api.set_variable(champion_variable(delivering.model), {"model_version": version})
+        before = len(delivering.news)
+        for look in range(1, 7):
+            delivering.watcher.look()
+            if delivering.news[before:]:
+                assert delivering.news[before:] == [ChampionMoved(delivering.model, version, "promoted")]
+                return look
+        raise AssertionError("it was not heard of")
+
+    assert moved_to("2") == 1, "a request is open"
+    outcome = Outcome(action="refused", sentence="no better", run="r")
+    ended = Checkpoint(positions={}, models={}, events=[], ended=[(delivering.request, outcome)])
+    delivering.ledger.checkpoint(ended)
+    assert moved_to("3") == 1, "the request may have moved it"
+    assert [moved_to("4"), moved_to("5")] == [5, 5]
+    delivering.watcher.forget()
+    assert moved_to("6") == 1
+
+
 def test_delivery_outlives_what_nobody_thought_of(delivering: Delivering) -> None:
     delivering.api.set_variable(champion_variable(delivering.model), {"model_version": "7"})
     told: list[News] = []
