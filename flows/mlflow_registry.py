@@ -190,7 +190,7 @@ class MlflowRegistry:
         if found := self._client.get_experiment_by_name(name):
             return str(found.experiment_id)
         location = None
-        if file := _sqlite_file(self._uri):
+        if file := sqlite_file(self._uri):
             # MLflow's own default is a folder in whatever the working folder happens to be.
             location = (file.parent / "mlflow-artifacts" / self.name).as_uri()
         return str(self._client.create_experiment(name, artifact_location=location))
@@ -237,7 +237,7 @@ class MlflowRegistry:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One process at a time; the kernel frees the lock of one that dies."""
-        if file := _sqlite_file(self._uri):
+        if file := sqlite_file(self._uri):
             path = file.parent / f".{self.name}.lock"
         else:
             digest = hashlib.sha256(f"{self._uri}|{self.name}".encode()).hexdigest()[:16]
@@ -307,7 +307,8 @@ def _client(uri: str) -> Any:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file that a SQLite URI names; None of any other URI."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 

@@ -121,9 +121,10 @@ def open_registry(settings: FlowSettings) -> Registry:
 
 
 class MemoryRegistry:
-    """The registry of one process: for tests, and to see what the promises are."""
+    """The registry of one process: for replays and tests; its versions are numbered after those before."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers_before: int = 0) -> None:
+        self._numbers_before = numbers_before
         self._lock = threading.Lock()
         self._versions: list[tuple[ModelVersion, NewModel]] = []
         self._audit: tuple[AuditRecord, ...] = ()
@@ -135,7 +136,7 @@ class MemoryRegistry:
         with self._lock:
             if known := self.find_request(new.request):
                 return known
-            number = str(len(self._versions) + 1)
+            number = str(self._numbers_before + len(self._versions) + 1)
             tags = {**new.tags, "request": new.request, "run": new.run}
             made = ModelVersion(number, new.model_version or new.naming(number), tags)
             self._versions.append((made, new))

@@ -10,7 +10,7 @@ from flows.backtest.progress import Advance, still
 from flows.backtest.references import MemoryReferences
 from flows.backtest.replay import Replay
 from flows.backtest.stream import Said, Stream
-from flows.registry import LoadedModel
+from flows.registry import LoadedModel, MemoryRegistry
 from flows.rows import LabelledRows
 from monitors.episodes import Judged
 from monitors.reading import Reading
@@ -58,7 +58,7 @@ class FileReplay:
         self._lag = label_lag
         self._advance = advance
         references = MemoryReferences(model)
-        self._replay = Replay(self._settings, ORIGIN, references)
+        self._replay = Replay(self._settings, ORIGIN, references, MemoryRegistry())
         self._said = Said.nothing(len(stream))
         self._ends: list[int] = []
         self._labels_told = stream.reference_rows

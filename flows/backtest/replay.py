@@ -7,7 +7,7 @@ import msgspec
 from flows.backtest.happened import Happened
 from flows.backtest.references import MemoryReferences
 from flows.backtest.retraining import Retrainer
-from flows.registry import LoadedModel
+from flows.registry import LoadedModel, MemoryRegistry
 from flows.rows import LabelledRows
 from monitors.episodes import Circumstances, Judged
 from monitors.events import Event, Kind, RetrainRequest
@@ -26,10 +26,10 @@ class Replay:
     """
 
     def __init__(
-        self, settings: FlowSettings, origin: str, references: MemoryReferences, versions_before: int = 0
+        self, settings: FlowSettings, origin: str, references: MemoryReferences, registry: MemoryRegistry
     ) -> None:
         self.happened = Happened()
-        self.retrainer = Retrainer(settings, references, versions_before)
+        self.retrainer = Retrainer(settings, references, registry)
         self.monitor = Monitor({settings.model: settings.settings}, references, settings.limits)
         self._model = self.monitor.models[settings.model]
         self._around = Circumstances(origin=origin, mode="retrain")

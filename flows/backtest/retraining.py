@@ -30,19 +30,14 @@ class Retrained:
 
 
 class Retrainer:
-    """
-    The registry of one replay, and the one place where its requests are carried out.
-
-    `versions_before` is how many versions the registry had when the stream began: ours are numbered on.
-    """
+    """The one place where a replay's requests are carried out; `registry` is this replay's own."""
 
     def __init__(
-        self, settings: FlowSettings, references: MemoryReferences, versions_before: int = 0
+        self, settings: FlowSettings, references: MemoryReferences, registry: MemoryRegistry
     ) -> None:
         self._settings = settings
         self._references = references
-        self._before = versions_before
-        self._registry = MemoryRegistry()
+        self._registry = registry
 
     def first(self, rows: LabelledRows) -> LoadedModel:
         """Train the first champion on these rows, which are its reference too."""
@@ -104,7 +99,6 @@ class Retrainer:
             run="",
             tags=tags,
             parameters=challenger.parameters,
-            naming=lambda number: str(self._before + int(number)),
         )
         return self._registry.register(new)
 

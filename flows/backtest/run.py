@@ -11,6 +11,7 @@ import msgspec
 from daemon.wire.references import ReferenceStore
 from flows.backtest.facts import Facts, facts_of
 from flows.backtest.file_replay import FileReplay, Replayed
+from flows.backtest.history import history_of
 from flows.backtest.options import Options
 from flows.backtest.page import write_page
 from flows.backtest.progress import Progress
@@ -99,9 +100,10 @@ def _topic(options: Options, progress: Progress) -> tuple[Stream, Replayed]:
         found = store.read(model, version)
         return None if found is None else Reference.from_bytes(found[0])
 
-    ours = sum(record.model == settings.model for record in log.predictions)
-    with progress.step("replay", ours) as advance:
-        return replay_topic(settings, log, look, advance)
+    ours = [record for record in log.predictions if record.model == settings.model]
+    begin = history_of(settings, ours[0].model_version, ours[0].event_time)
+    with progress.step("replay", len(ours)) as advance:
+        return replay_topic(settings, log, look, begin, advance)
 
 
 def _of_kind(settings: FlowSettings, stream: Stream) -> FlowSettings:

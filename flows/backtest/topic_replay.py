@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flows.backtest.file_replay import Replayed
+from flows.backtest.history import Begin
 from flows.backtest.progress import Advance, still
 from flows.backtest.references import Look, MemoryReferences, StoredReference
 from flows.backtest.replay import Replay
 from flows.backtest.stream import Said, Stream
 from flows.backtest.topic_log import TopicLog
 from flows.data import joined, plain_scalar, rank, truth, usable
-from flows.registry import LoadedModel
+from flows.registry import LoadedModel, MemoryRegistry
 from flows.rows import LabelledRows
 from monitors.episodes import Judged
 from monitors.reading import Reading
@@ -27,19 +28,18 @@ _BLOCK_ROWS = 500
 
 
 def replay_topic(
-    settings: FlowSettings, log: TopicLog, look: Look, advance: Advance = still
+    settings: FlowSettings, log: TopicLog, look: Look, begin: Begin, advance: Advance = still
 ) -> tuple[Stream, Replayed]:
     """
-    Replay the log; references are looked up and never written.
+    Replay the log; references and the versions of before are looked up and never written.
 
     A version whose reference was learned from these very records learns it again, at the same record.
     """
     stored: frozenset[str] = frozenset()
     while True:
         try:
-            return TopicReplay(
-                settings, log, MemoryReferences(settings.settings, look, stored), advance
-            ).run()
+            references = MemoryReferences(settings.settings, look, stored)
+            return TopicReplay(settings, log, references, begin(), advance).run()
         except StoredReference as found:
             stored |= {found.version}
 
@@ -54,14 +54,19 @@ class TopicReplay:
     """
 
     def __init__(
-        self, settings: FlowSettings, log: TopicLog, references: MemoryReferences, advance: Advance = still
+        self,
+        settings: FlowSettings,
+        log: TopicLog,
+        references: MemoryReferences,
+        registry: MemoryRegistry,
+        advance: Advance = still,
     ) -> None:
         self._settings = settings
         self._log = log
         self._advance = advance
         self._ours = [record for record in log.predictions if record.model == settings.model]
         first = self._ours[0].model_version
-        self._replay = Replay(settings, log.origin, references, _names_after(first))
+        self._replay = Replay(settings, log.origin, references, registry)
         self._lines = {partition: deque(line) for partition, line in log.lines.items()}
         self._left = _counts(log)
         self._labels: dict[str, Scalar] = {}
@@ -230,8 +235,3 @@ def _counts(log: TopicLog) -> dict[Partition, int]:
     for record in log.predictions:
         counts[record.partition] = counts.get(record.partition, 0) + 1
     return counts
-
-
-def _names_after(version: str) -> int:
-    """The registry numbers on after the version that served first, if that was a number of it."""
-    return int(version) if version.isdecimal() else 0

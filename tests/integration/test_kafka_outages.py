@@ -217,7 +217,7 @@ class Daemon:
         return dict(self._from_ledger(lambda ledger: ledger.counters()))
 
     def told(self, kind: str) -> list[dict[str, Any]]:
-        """What the events of this kind say that stand in line for Prefect, by partition: polls have no order."""
+        """What the events of this kind say that stand in line for Prefect, by their partitions."""
         rows = self._from_ledger(lambda ledger: ledger.events())
         bodies = [json.loads(row["body"]) for row in rows if row["kind"] == f"retrain-daemon.{kind}"]
         for body in bodies:
