@@ -8,6 +8,7 @@ soon as labels since the change suffice, and again as more of them arrive.
 
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -46,7 +47,8 @@ def on_window(around: Circumstances, settings: ModelSettings, state: ModelState,
     """Take one judged window; returns the new state and what there is to tell, in order."""
     if not state.serving:
         state = msgspec.structs.replace(state, serving=judged.version)
-    state, told = data_health(around, state, judged)
+    newest = judged.start if state.newest is None else max(state.newest, judged.start)
+    state, told = data_health(around, msgspec.structs.replace(state, newest=newest), judged)
     decided = judged.decision.verdict in (Verdict.CALM, Verdict.DRIFTED)
     if judged.version != state.serving or not decided:
         return state, told
@@ -117,6 +119,7 @@ def on_performance(
     window = LossWindow(
         performance.version, performance.start, performance.end, performance.loss, performance.labelled
     )
+    state = msgspec.structs.replace(state, late_labels=_late(state.newest, window))
     serving = state.serving or performance.version
     before = state.losses
     after, fall = losses.observe(settings.policy, before, window, performance.deviation, serving)
@@ -136,6 +139,11 @@ def on_performance(
     else:
         state, more = _attempt_on_drift(around, settings, state, occasion)
     return state, events + more
+
+
+def _late(newest: datetime | None, labelled: LossWindow) -> bool:
+    """Whether a whole window lies between the labelled one and the newest that was judged."""
+    return newest is not None and newest - labelled.end >= labelled.end - labelled.start
 
 
 def _occasion(model: str, version: str, performance: Performance) -> Occasion:
@@ -290,7 +298,7 @@ def on_comeback(settings: ModelSettings, state: ModelState, outcome: Outcome) ->
     state = msgspec.structs.replace(
         state,
         serving=outcome.model_version,
-        losses=losses.judged(state.losses, outcome.baseline, True, settings.reference_rows),
+        losses=losses.came_back(state.losses, outcome.baseline, state.late_labels, settings.reference_rows),
         drifting=False,
         fresh_rows=0,
         refusals=0,

@@ -68,7 +68,8 @@ class ModelState(msgspec.Struct, frozen=True):
     Only windows of the `serving` version lead to anything; the others are observed. `home` is the one
     partition that count windows are made of. Of the budget policy alone are `losses`, `drifting` (the
     newest window's evidence), `fresh_rows` (labelled since the episode last looked for a cure),
-    `refusals` in a row and `unlabelled` windows in a row; `segment_losses` only tell.
+    `refusals` in a row and `unlabelled` windows in a row; `segment_losses` only tell. `newest` is when the
+    newest window began, and `late_labels` whether the last labels were of one much older.
     """
 
     serving: str = ""
@@ -86,6 +87,8 @@ class ModelState(msgspec.Struct, frozen=True):
     refusals: int = 0
     unlabelled: int = 0
     segment_losses: SegmentLossState = SegmentLossState()
+    newest: datetime | None = None
+    late_labels: bool = False
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -25,7 +25,7 @@ MOST_DOUBLINGS = 3
 # A candidate whose proof came so far may soon be sure of it.
 ALMOST = 0.4
 # A jump inside an excursion this sure is a change of its own.
-JUMP = 4.0
+JUMP = 3.0
 CONFIRMABLE = 1.645
 
 
@@ -206,6 +206,21 @@ def judged(
         return msgspec.structs.replace(state, level=kept, cusum=0.0 if promoted else state.cusum)
     doublings = 0 if promoted or surety > ALMOST else state.doublings
     return msgspec.structs.replace(_calm(state), level=reached, doublings=min(doublings, MOST_DOUBLINGS))
+
+
+def came_back(state: LossState, reached: Baseline | None, late_labels: bool, grown_rows: int) -> LossState:
+    """
+    A champion of before serves again; `reached` is what it loses on the rows that it came back for.
+
+    It is the best that is at hand, and no proof that a retraining can't do better: where labels are prompt
+    enough to tell, performance is held against the level of before. Where they are late, what was reached
+    before may be of a world that is gone by the time anybody can know: then it is the level.
+    """
+    if late_labels:
+        return judged(state, reached, True, grown_rows)
+    level = state.level
+    better = reached is not None and (level is None or reached.loss < level.loss)
+    return msgspec.structs.replace(_calm(state), level=reached if better else level, learned=())
 
 
 def _can_grow(state: LossState, level: Baseline, reached: Baseline, grown_rows: int) -> bool:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import pytest
 
 from monitors import steps
 from monitors.baseline import Baseline
@@ -81,6 +82,27 @@ def test_without_an_episode_or_beside_an_attempt_only_who_serves_changes() -> No
     trying = msgspec.structs.replace(FALLING, episode=msgspec.structs.replace(EPISODE, request="attempt-3"))
     state, _ = steps.on_outcome(SETTINGS, trying, "a comparison", BACK)
     assert (state.serving, state.stage, state.episode) == ("1", Stage.OPEN, trying.episode)
+
+
+def test_what_was_reached_before_stays_the_level_unless_labels_are_late() -> None:
+    prompt, _ = steps.on_outcome(SETTINGS, FALLING, "a comparison", BACK)
+    assert prompt.losses.level == LEVEL
+    late = msgspec.structs.replace(FALLING, late_labels=True)
+    state, _ = steps.on_outcome(SETTINGS, late, "a comparison", BACK)
+    assert state.losses.level == BACK.baseline
+    better = msgspec.structs.replace(BACK, baseline=Baseline(loss=0.05, deviation=0.3, rows=100))
+    for known in (FALLING, late):
+        state, _ = steps.on_outcome(SETTINGS, known, "a comparison", better)
+        assert state.losses.level == better.baseline
+
+
+@pytest.mark.parametrize(("newest", "late"), [(None, False), (1.0, False), (1.9, False), (2.0, True)])
+def test_labels_are_late_once_a_whole_window_lies_between(newest: float | None, late: bool) -> None:
+    begun = None if newest is None else START + timedelta(hours=newest)
+    state = msgspec.structs.replace(FALLING, episode=None, newest=begun)
+    around = Circumstances("cluster|group", "retrain")
+    state, _ = steps.on_performance(around, SETTINGS, "fraud", state, performance(0.1))
+    assert state.late_labels is late
 
 
 def test_a_rise_is_counted_in_deviations_of_a_windows_mean() -> None:
