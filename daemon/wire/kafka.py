@@ -183,10 +183,10 @@ class KafkaSource:
 
         None, where Kafka does not answer: a log that cannot be seen is not known to have ended.
         """
-        behind = {one: self._position(one) for one in self._next}
-        if not behind or not self._refresh_ends(fresh):
+        if not self._next or not self._refresh_ends(fresh):
             return frozenset()
-        return frozenset(self._partitions[one] for one, at in behind.items() if at >= self._ends[one])
+        read = (one for one in self._next if self._is_at(one, self._ends[one]))
+        return frozenset(self._partitions[one] for one in read)
 
     def ends(self) -> Mapping[Partition, int]:
         return {ours: self._ends[one] for one, ours in self._partitions.items() if one in self._ends}
@@ -280,6 +280,10 @@ class KafkaSource:
     def _go_on(self, partition: TopicPartition, offset: int) -> None:
         self._consumer.seek(partition, offset)
         self._next[partition] = offset
+
+    def _is_at(self, partition: TopicPartition, end: int) -> bool:
+        """Whether it was read to there; kafka-python is asked only where what was read does not tell."""
+        return self._next[partition] >= end or self._position(partition) >= end
 
     def _position(self, partition: TopicPartition) -> int:
         if partition in self._held:
