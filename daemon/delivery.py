@@ -22,6 +22,8 @@ from monitors.settings import PrefectSettings
 log = structlog.get_logger()
 
 PRUNE_SECONDS = 3_600.0
+# While nothing is in flight, a champion moves by a person's hand alone: so many times rarer is it looked for.
+QUIET_POLLS = 5
 
 
 class Delivery:
@@ -45,6 +47,7 @@ class Delivery:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
         self._done_at: dict[str, float] = {}
+        self._quiet = False
         # Made here, so that a missing address is an error of the start and not of a thread.
         self._api = PrefectApi(settings.api_url)
         self.reachable = False
@@ -66,7 +69,9 @@ class Delivery:
             watcher = Watcher(self._ledger, api, self._settings, self._models, self._tell)
             number = 0
             while not self._stop.is_set():
-                if (term := self._owner.term) is not None:
+                if (term := self._owner.term) is None:
+                    self._quiet = False
+                else:
                     if term.number != number:
                         watcher.forget()
                         number = term.number
@@ -77,8 +82,13 @@ class Delivery:
         """Until there is something to deliver or to look at: asking all the time would cost without end."""
         if retry_seconds:
             self._stop.wait(retry_seconds)
-        elif self._ledger.in_line.wait(min(self._settings.poll_seconds, self._settings.heartbeat_seconds)):
+        elif self._ledger.in_line.wait(min(self._poll_seconds, self._settings.heartbeat_seconds)):
             self._ledger.in_line.clear()
+            self._quiet = False
+
+    @property
+    def _poll_seconds(self) -> float:
+        return self._settings.poll_seconds * (QUIET_POLLS if self._quiet else 1)
 
     def _round(self, api: PrefectApi, outbox: Outbox, watcher: Watcher, term: Term) -> None:
         try:
@@ -102,7 +112,7 @@ class Delivery:
         if outbox.retry_seconds:
             return False
         if self._due("watch", self._settings.poll_seconds):
-            watcher.look(models)
+            self._quiet = not watcher.look(models)
         if self._due("prune", PRUNE_SECONDS):
             forgotten = self._ledger.prune(now() - self._retention)
             log.debug("ledger_pruned", rows=forgotten)

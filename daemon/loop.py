@@ -45,6 +45,8 @@ log = structlog.get_logger()
 
 # A partition with unread records that gives none for so long is stalled, or Kafka is gone.
 STALL_SECONDS = 120.0
+# Records end the wait at once. What is heard elsewhere waits for so long at most, and idling costs by it.
+POLL_SECONDS = 1.0
 # How long a ledger that does not answer is left alone.
 LEDGER_SECONDS = 1.0
 # How many windows may wait for labels that are still to be read before no more predictions are.
@@ -157,7 +159,7 @@ class Loop:
         self._keep_the_rest()
         log.info("loop_stopped")
 
-    def run_once(self, timeout_seconds: float = 0.5) -> Result:
+    def run_once(self, timeout_seconds: float = POLL_SECONDS) -> Result:
         """One cycle. Nothing counts as read before everything it led to is in the ledger."""
         try:
             return self._cycle(timeout_seconds)

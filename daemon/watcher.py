@@ -19,9 +19,6 @@ log = structlog.get_logger()
 TERMINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 # The automation that `deploy` makes; its name is part of what the two sides share.
 RETRAIN_AUTOMATION = "retrain-daemon/{model}: retrain on request"
-# While nothing is in flight, a champion moves by a person's hand alone: asking at each look was half of
-# what an idle daemon cost.
-LOOKS_PER_CHAMPION = 5
 
 
 class Prefect(Protocol):
@@ -73,13 +70,12 @@ class Watcher:
         self._created: set[str] = set()
         self._champions: dict[str, object] = {}
         self._failing: dict[str, int] = {}
-        self._quiet_looks = 0
 
-    def look(self, models: Collection[str] | None = None) -> None:
+    def look(self, models: Collection[str] | None = None) -> bool:
         """
         One round (of these models): open requests, champions, promotions that nobody serves.
 
-        Champions are asked for while requests are open and once after; then at every fifth round.
+        Returns whether there was anything whose next step somebody waits for.
         """
 
         def ours(model: str) -> bool:
@@ -90,19 +86,18 @@ class Watcher:
             if ours(request.model) and request.state != "waiting" and request.id not in self._told:
                 self._look_alone(request)
         in_flight = {request.id for request in open_requests} - self._told
-        if self._quiet_looks % LOOKS_PER_CHAMPION == 0:
-            for model in filter(ours, self._models):
-                self._look_at_champion(model, in_flight)
-        self._quiet_looks = 0 if open_requests else self._quiet_looks + 1
-        for request in self._ledger.unserved_promotions():
+        for model in filter(ours, self._models):
+            self._look_at_champion(model, in_flight)
+        unserved = self._ledger.unserved_promotions()
+        for request in unserved:
             if ours(request.model):
                 self._look_at_serving(request)
+        return bool(open_requests or unserved)
 
     def forget(self) -> None:
         """Look at everything anew: another member was the owner, or what was told was lost with a term."""
         self._told.clear()
         self._champions.clear()
-        self._quiet_looks = 0
 
     # --- requests --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.delivery import Delivery
+from daemon.delivery import QUIET_POLLS, Delivery
 from daemon.ledger import Checkpoint, Ledger, RequestRow, now
 from daemon.ledger_metrics import LedgerMetrics
 from daemon.loop import ChampionMoved, News, RequestEnded
@@ -477,28 +477,35 @@ def test_the_outcome_of_a_request_is_told_before_the_alias_that_it_moved(deliver
     ]
 
 
-def test_a_champion_moved_by_hand_while_nothing_is_in_flight_is_heard_of_within_five_looks(
-    delivering: Delivering,
-) -> None:
-    def moved_to(version: str) -> int:
-        """The looks until it is heard of."""
-        delivering.api.set_variable(champion_variable(delivering.model), {"model_version": version})
-        before = len(delivering.news)
-        for look in range(1, 7):
-            delivering.watcher.look()
-            if delivering.news[before:]:
-                assert delivering.news[before:] == [ChampionMoved(delivering.model, version, "promoted")]
-                return look
-        raise AssertionError("it was not heard of")
-
-    assert moved_to("2") == 1, "a request is open"
-    outcome = Outcome(action="refused", sentence="no better", run="r")
+def test_looking_tells_whether_somebody_waits_for_what_is_next(delivering: Delivering) -> None:
+    assert delivering.watcher.look(), "a request is open"
+    outcome = Outcome(action="promoted", sentence="better", run="r", model_version="2")
     ended = Checkpoint(positions={}, models={}, events=[], ended=[(delivering.request, outcome)])
     delivering.ledger.checkpoint(ended)
-    assert moved_to("3") == 1, "the request may have moved it"
-    assert [moved_to("4"), moved_to("5")] == [5, 5]
-    delivering.watcher.forget()
-    assert moved_to("6") == 1
+    assert delivering.watcher.look(), "nobody serves what was promoted yet"
+    delivering.ledger.mark_served(delivering.request, "yes")
+    assert not delivering.watcher.look()
+
+
+def test_looks_are_rare_while_it_is_quiet_and_what_comes_in_line_ends_the_quiet(
+    delivering: Delivering,
+) -> None:
+    outcome = Outcome(action="refused", sentence="no better", run="r")
+    first = [(delivering.request, outcome)]
+    delivering.ledger.checkpoint(Checkpoint(positions={}, models={}, events=[], ended=first))
+    owner, rare = Ownership(), 3_600.0 / QUIET_POLLS
+    owner.begin()
+    settings = msgspec.structs.replace(delivering.settings, poll_seconds=rare, heartbeat_seconds=3_600.0)
+    models = {delivering.model: None}
+    delivery = Delivery(delivering.ledger, settings, models, owner, delivering.news.append, 1e9)
+    delivery.start()
+    try:
+        eventually(lambda: delivery._quiet)
+        delivering.request = f"{delivering.request}-2"
+        delivering.ledger.checkpoint(Checkpoint(positions={}, models={}, events=[delivering._asked()]))
+        eventually(lambda: not delivery._quiet and not delivering.ledger.waiting_events())
+    finally:
+        delivery.close()
 
 
 def test_delivery_outlives_what_nobody_thought_of(delivering: Delivering) -> None:
