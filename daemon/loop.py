@@ -45,8 +45,11 @@ log = structlog.get_logger()
 
 # A partition with unread records that gives none for so long is stalled, or Kafka is gone.
 STALL_SECONDS = 120.0
-# Records end the wait at once. What is heard elsewhere waits for so long at most, and idling costs by it.
-POLL_SECONDS = 1.0
+# Records end the wait at once; what is heard elsewhere waits for so long at most. Idling costs by it, so it
+# is longer where there was nothing to read for a while.
+POLL_SECONDS = 0.5
+IDLE_POLL_SECONDS = 1.0
+IDLE_AFTER_SECONDS = 10.0
 # How long a ledger that does not answer is left alone.
 LEDGER_SECONDS = 1.0
 # How many windows may wait for labels that are still to be read before no more predictions are.
@@ -154,7 +157,7 @@ class Loop:
     def run(self, stop: threading.Event) -> None:
         """Run until asked to stop; a cycle that began is always finished."""
         while not stop.is_set():
-            self.run_once()
+            self.run_once(IDLE_POLL_SECONDS if self._idle() else POLL_SECONDS)
             self._observer.cycled(self._role, self._source.reachable(), self._lags())
         self._keep_the_rest()
         log.info("loop_stopped")
@@ -168,6 +171,10 @@ class Loop:
         except LedgerAway as error:
             self._wait_for_ledger(error)
         return Result()
+
+    def _idle(self) -> bool:
+        heard = max(self._heard.values(), default=time.monotonic())
+        return time.monotonic() - heard >= IDLE_AFTER_SECONDS
 
     def _cycle(self, timeout_seconds: float) -> Result:
         raws = self._source.poll(timeout_seconds)

@@ -38,6 +38,9 @@ log = structlog.get_logger()
 
 COMMIT_SECONDS = 3.0
 END_CHECK_SECONDS = 2.0
+# Where nothing was read for so long, the ends are asked for less often: asking is most of what idling costs.
+IDLE_SECONDS = 10.0
+IDLE_END_CHECK_SECONDS = 5.0
 PROBE_SECONDS = 5.0
 
 
@@ -126,7 +129,8 @@ class KafkaSource:
         self._partitions: dict[TopicPartition, Partition] = {}
         self._next: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
-        self._ends_at = -END_CHECK_SECONDS
+        self._ends_at = -IDLE_END_CHECK_SECONDS
+        self._read_at = time.monotonic()
         self._answered = True
         self._losses: list[OffsetLoss] = []
         self._held: frozenset[TopicPartition] = frozenset()
@@ -275,6 +279,7 @@ class KafkaSource:
             # kafka-python follows a truncated log without a word.
             self._lose(partition, self._next[partition], first, "truncated")
         self._next[partition] = records[-1].offset + 1
+        self._read_at = time.monotonic()
         return [raw_record(ours, record) for record in records]
 
     def _go_on(self, partition: TopicPartition, offset: int) -> None:
@@ -361,7 +366,9 @@ class KafkaSource:
     def _refresh_ends(self, fresh: bool = False) -> bool:
         """Ask for the ends of the log, now or if that was a while ago; false where nobody answers."""
         wanted = self._next.keys() or {self._witness}
-        recent = time.monotonic() - self._ends_at < END_CHECK_SECONDS
+        at = time.monotonic()
+        patience = END_CHECK_SECONDS if at - self._read_at < IDLE_SECONDS else IDLE_END_CHECK_SECONDS
+        recent = at - self._ends_at < patience
         if recent and not fresh and self._ends.keys() >= wanted:
             return True
         try:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.delivery import QUIET_POLLS, Delivery
+from daemon.delivery import Delivery
 from daemon.ledger import Checkpoint, Ledger, RequestRow, now
 from daemon.ledger_metrics import LedgerMetrics
 from daemon.loop import ChampionMoved, News, RequestEnded
@@ -493,9 +493,9 @@ def test_looks_are_rare_while_it_is_quiet_and_what_comes_in_line_ends_the_quiet(
     outcome = Outcome(action="refused", sentence="no better", run="r")
     first = [(delivering.request, outcome)]
     delivering.ledger.checkpoint(Checkpoint(positions={}, models={}, events=[], ended=first))
-    owner, rare = Ownership(), 3_600.0 / QUIET_POLLS
+    owner = Ownership()
     owner.begin()
-    settings = msgspec.structs.replace(delivering.settings, poll_seconds=rare, heartbeat_seconds=3_600.0)
+    settings = msgspec.structs.replace(delivering.settings, poll_seconds=5.0, heartbeat_seconds=3_600.0)
     models = {delivering.model: None}
     delivery = Delivery(delivering.ledger, settings, models, owner, delivering.news.append, 1e9)
     delivery.start()

@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_backdated_records_outlive_a_kill_and_a_retention_check(tmp_path: Path) -> None:
     often = {"log.retention.check.interval.ms": "200", "log.initial.task.delay.ms": "200"}
     with LocalKafka(tmp_path, overrides=often) as broker:

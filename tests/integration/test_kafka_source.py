@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from daemon.ports import Assignment, OffsetLoss
-from daemon.wire.kafka import KafkaSource, UnknownTopic, ensure_topics, make_producer
+from daemon.wire.kafka import (
+    IDLE_END_CHECK_SECONDS,
+    KafkaSource,
+    UnknownTopic,
+    ensure_topics,
+    make_producer,
+)
 from daemon.wire.local_kafka import LocalKafka, java_and_maven
 from monitors.records import Partition, RawRecord
 from monitors.settings import KafkaSettings
@@ -215,7 +221,7 @@ def test_a_broker_that_is_away_is_waited_for(own_kafka: LocalKafka, sources: lis
     began = time.monotonic()
     assert source.poll(0.5) == []
     source.commit({Partition("away", 0): 0})
-    time.sleep(2.1)  # what was last seen of the log is too old now
+    time.sleep(IDLE_END_CHECK_SECONDS + 0.1)  # what was last seen of the log is too old now
     assert source.drained() == frozenset(), "a log that cannot be seen is not known to have ended"
     assert not source.reachable()
     assert time.monotonic() - began < 15

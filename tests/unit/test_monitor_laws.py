@@ -460,7 +460,7 @@ def test_the_log_of_the_law_of_labels_reaches_what_it_is_about(
     assert any(one.expired for one in judged), "and some are given up"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10_000),
     partitions=st.integers(1, 3),
