@@ -16,6 +16,9 @@ from monitors.events import NAMESPACE, Event, OffsetRange, Outcome, RetrainReque
 from monitors.performance import Performance
 from monitors.settings import GateSettings
 
+# How often the labelled windows that a failed comparison is followed by are doubled at most.
+MOST_DOUBLINGS = 6
+
 
 class Served(msgspec.Struct, frozen=True):
     """A closed window of what some version answered."""
@@ -32,7 +35,7 @@ class Probation(msgspec.Struct, frozen=True):
 
     It has served since `since`, last in the window `newest`, and the labels of `matured` of its windows
     are there; once they are `needed` (0: never) it is held against the one before. `request` is the
-    comparison in flight, or empty.
+    comparison in flight, or empty. After comparisons that `failed` in a row, so many labelled windows `rest`.
     """
 
     model: str
@@ -43,6 +46,8 @@ class Probation(msgspec.Struct, frozen=True):
     newest: Served | None = None
     matured: int = 0
     request: str = ""
+    failed: int = 0
+    rest: int = 0
 
 
 def begin(model: str, request: str, outcome: Outcome, gate: GateSettings) -> Probation | None:
@@ -85,6 +90,8 @@ def on_labels(
         return probation, ()
     if ours and newest is not None and 0 < probation.needed <= probation.matured:
         return _asking(probation, _with_the_one_before(probation, newest))
+    if probation.rest:
+        return msgspec.structs.replace(probation, rest=probation.rest - 1), ()
     if rise is not None and gate.probation_rise and rise >= gate.probation_rise and performance.start:
         return _asking(probation, _with_all_before(probation, origin, performance, rise))
     return probation, ()
@@ -100,7 +107,9 @@ def on_outcome(probation: Probation, gate: GateSettings, request: str, outcome: 
         return Probation(probation.model, outcome.model_version, "", needed=0)
     # The comparison with the one before is made once; another one does not stand for it.
     needed = 0 if request == _once(probation) else probation.needed
-    return msgspec.structs.replace(probation, request="", needed=needed)
+    failed = probation.failed + 1 if outcome.action == "failed" else 0
+    rest = 2 ** min(failed, MOST_DOUBLINGS) if failed else 0
+    return msgspec.structs.replace(probation, request="", needed=needed, failed=failed, rest=rest)
 
 
 def on_champion(probation: Probation, version: str) -> Probation | None:

@@ -1,6 +1,7 @@
 """A champion is held against those before it: once its labels are there, and whenever it loses too much."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import msgspec
 
@@ -115,6 +116,22 @@ def test_one_comparison_is_in_flight_at_a_time_and_the_next_is_another() -> None
     assert second.request != first.request
     elsewhere, _ = on_labels(started(ALWAYS), ALWAYS, "another group", performance(1), 3.0)
     assert elsewhere.request != first.request
+
+
+def test_after_comparisons_that_failed_more_and_more_windows_rest() -> None:
+    """A run that cannot work would be asked for with each window of a bad week."""
+    probation, waited, number = started(ALWAYS), [], 0
+    actions: tuple[Literal["failed", "kept"], ...] = ("failed", "failed", "failed", "kept", "failed")
+    for action in actions:
+        before, requests = number, []
+        while not requests:
+            number += 1
+            probation, requests = heard(probation, ALWAYS, number, rise=3.0)
+        waited.append(number - before)
+        ended = on_outcome(probation, ALWAYS, requests[0].request, Outcome(action=action, sentence=""))
+        assert ended is not None
+        probation = ended
+    assert waited == [1, 3, 5, 9, 1]
 
 
 def test_labels_of_who_served_before_are_a_reason_too_and_none_is_where_nothing_may_be_asked() -> None:
