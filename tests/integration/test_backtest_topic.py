@@ -363,6 +363,7 @@ def test_only_what_was_logged_between_the_times_is_replayed(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == WINDOW * WINDOWS
 
 
+@pytest.mark.slow
 def test_how_far_either_topic_was_read_changes_nothing(behind: Live) -> None:
     """The daemon was far behind, and saw the labels last; a replay has all of them at hand."""
     happened = replayed(behind)

@@ -295,7 +295,8 @@ def same_as_undisturbed(outage: Outage, daemon: Daemon) -> None:
 # --- Kafka away --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sessions", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sessions", [0, 3])
 def test_a_kafka_that_was_away_changes_no_decision(outage: Outage, sessions: int) -> None:
     """Also where it was away for longer than the session, which the group then takes for the member's end."""
     outage.write(400)
@@ -368,6 +369,7 @@ def test_a_topic_that_is_made_anew_is_told_of_and_read_from_its_start(scene: Out
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_offsets_that_were_reset_by_hand_are_told_of_and_do_not_count(scene: Outage) -> None:
     scene.write(500)
     daemon = scene.daemon()

@@ -208,6 +208,7 @@ def test_a_corrupt_batch_is_skipped_loudly_and_exactly(
     assert [record.value for record in by_partition[1]] == [b"elsewhere"]
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_is_waited_for(own_kafka: LocalKafka, sources: list[KafkaSource]) -> None:
     settings = settings_of(own_kafka, "away")
     ensure_topics(settings, {"away": 1})
