@@ -67,17 +67,17 @@ class Sample:
     def __len__(self) -> int:
         return len(self._heap) or len(self._rows)
 
-    def add(self, record: PredictionRecord) -> bool:
-        """Offer a row; says whether it was kept (for now)."""
-        if not self._heap:
-            self._rows.append(record)
-            if len(self._rows) > self._capacity:
-                self._heap = [self._ranked(row) for row in self._rows]
-                self._rows = []
-                heapq.heapify(self._heap)
-                return heapq.heappop(self._heap)[-1] is not record
-            return True
-        return heapq.heappushpop(self._heap, self._ranked(record))[-1] is not record
+    def add(self, record: PredictionRecord) -> PredictionRecord | None:
+        """Offer a row; the one that had to go for it is returned, and may be itself."""
+        if self._heap:
+            return heapq.heappushpop(self._heap, self._ranked(record))[-1]
+        self._rows.append(record)
+        if len(self._rows) <= self._capacity:
+            return None
+        self._heap = [self._ranked(row) for row in self._rows]
+        self._rows = []
+        heapq.heapify(self._heap)
+        return heapq.heappop(self._heap)[-1]
 
     def rows(self) -> list[PredictionRecord]:
         """The rows kept, in no order that means anything."""
@@ -127,16 +127,22 @@ class _Collecting:
         self._capacity = capacity
         self._open: dict[int, OpenWindow] = {}
         self._samples: dict[int, Sample] = {}
-        self._added: dict[int, list[PredictionRecord]] = {}
+        # By the identity of the row, so that one that had to go again is let go of at once.
+        self._added: dict[int, dict[int, PredictionRecord]] = {}
 
     def take_added(self) -> dict[int, list[PredictionRecord]]:
         added, self._added = self._added, {}
-        return added
+        return {key: list(rows.values()) for key, rows in added.items() if rows}
 
     def _collect(self, window: OpenWindow, record: PredictionRecord) -> None:
         window.count(record)
-        if self._samples.setdefault(window.key, Sample(self._capacity)).add(record):
-            self._added.setdefault(window.key, []).append(record)
+        gone = self._samples.setdefault(window.key, Sample(self._capacity)).add(record)
+        if gone is record:
+            return
+        added = self._added.setdefault(window.key, {})
+        added[id(record)] = record
+        if gone is not None:
+            added.pop(id(gone), None)
 
     def _give_up(self, window: OpenWindow) -> ClosedWindow:
         del self._open[window.key]
