@@ -62,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """How many pairs the gate promotes, and the other two; milliseconds of CPU per judgement."""
+    """How many pairs the gate promotes, and, if `compared`, the others; milliseconds of CPU per judgement."""
 
     cell: Cell
     pairs: int
@@ -70,6 +70,7 @@ class Measured:
     independent: int
     bootstrap: int
     milliseconds: float
+    compared: bool = True
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -191,18 +192,18 @@ def others_promote(
 def measure(cell: Cell, pairs: int, others: bool = True) -> Measured:
     """Judge so many pairs; the same ones each time."""
     promoted = independent = bootstrap = 0
-    spent = 0.0
+    spent, compared = 0.0, others and cell.rows <= MOST_OTHERS
     for number in range(pairs):
         random = np.random.default_rng([number, cell.rows, METRICS.index(cell.metric)])
         labels, challengers, champion = pair(cell, random)
         start = time.process_time()
         promoted += gate_promotes(cell, labels, challengers, champion, number)
         spent += time.process_time() - start
-        if others and cell.rows <= MOST_OTHERS:
+        if compared:
             plain, resampled = others_promote(cell, labels, challengers[0], champion, random)
             independent += plain
             bootstrap += resampled
-    return Measured(cell, pairs, promoted, independent, bootstrap, 1000.0 * spent / pairs)
+    return Measured(cell, pairs, promoted, independent, bootstrap, 1000.0 * spent / pairs, compared)
 
 
 def lines(found: list[Measured]) -> Iterator[str]:
@@ -212,12 +213,13 @@ def lines(found: list[Measured]) -> Iterator[str]:
         yield f"{title:<44}{'rows':>7}{'gate':>8}{'<= (95 %)':>11}{'rows alone':>12}{'blocks':>8}{'ms':>8}"
         for one in found:
             if one.cell.edge == edge:
-                shares = [
+                gate, *others = [
                     100.0 * count / one.pairs for count in (one.promoted, one.independent, one.bootstrap)
                 ]
+                plain, blocks = [f"{share:.1f}" if one.compared else "-" for share in others]
                 yield (
-                    f"{one.cell.name:<44}{one.cell.rows:>7}{shares[0]:>8.1f}{100.0 * one.high:>11.1f}"
-                    f"{shares[1]:>12.1f}{shares[2]:>8.1f}{one.milliseconds:>8.1f}"
+                    f"{one.cell.name:<44}{one.cell.rows:>7}{gate:>8.1f}{100.0 * one.high:>11.1f}"
+                    f"{plain:>12}{blocks:>8}{one.milliseconds:>8.1f}"
                 )
 
 
@@ -227,8 +229,8 @@ def facts(found: list[Measured]) -> dict[str, Any]:
         f"{'better' if one.cell.edge else 'equal'}: {one.cell.name}, {one.cell.rows} rows": {
             "promoted": one.promoted / one.pairs,
             "bound": round(one.high, 4),
-            "rows_alone": one.independent / one.pairs,
-            "block_bootstrap": one.bootstrap / one.pairs,
+            "rows_alone": one.independent / one.pairs if one.compared else None,
+            "block_bootstrap": one.bootstrap / one.pairs if one.compared else None,
         }
         for one in found
     }
