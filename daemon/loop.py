@@ -21,7 +21,7 @@ from daemon.news import RequestEnded as RequestEnded
 from daemon.news import ScoresDisputed as ScoresDisputed
 from daemon.notices import data_lost, data_stalled, place
 from daemon.ownership import Ownership
-from daemon.ports import Assignment, DeadLetters, OffsetLoss, Source
+from daemon.ports import IDLE_SECONDS, Assignment, DeadLetters, OffsetLoss, Source
 from daemon.stalls import Stalls
 from monitors.drift import WindowRows
 from monitors.episodes import Circumstances, Judged
@@ -49,7 +49,6 @@ STALL_SECONDS = 120.0
 # is longer where there was nothing to read for a while.
 POLL_SECONDS = 0.5
 IDLE_POLL_SECONDS = 1.0
-IDLE_AFTER_SECONDS = 10.0
 # How long a ledger that does not answer is left alone.
 LEDGER_SECONDS = 1.0
 # How many windows may wait for labels that are still to be read before no more predictions are.
@@ -174,7 +173,7 @@ class Loop:
 
     def _idle(self) -> bool:
         heard = max(self._heard.values(), default=time.monotonic())
-        return time.monotonic() - heard >= IDLE_AFTER_SECONDS
+        return time.monotonic() - heard >= IDLE_SECONDS
 
     def _cycle(self, timeout_seconds: float) -> Result:
         raws = self._source.poll(timeout_seconds)

@@ -8,6 +8,8 @@ import msgspec
 
 from monitors.records import InvalidRecord, Partition, RawRecord
 
+# Where nothing was read for so long, loop and source rest for longer.
+IDLE_SECONDS = 10.0
 NO_LOGS: Mapping[Partition, str] = MappingProxyType({})
 
 

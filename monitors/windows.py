@@ -136,7 +136,10 @@ class _Collecting:
 
     def _collect(self, window: OpenWindow, record: PredictionRecord) -> None:
         window.count(record)
-        gone = self._samples.setdefault(window.key, Sample(self._capacity)).add(record)
+        sample = self._samples.get(window.key)
+        if sample is None:
+            sample = self._samples[window.key] = Sample(self._capacity)
+        gone = sample.add(record)
         if gone is record:
             return
         added = self._added.setdefault(window.key, {})

@@ -10,7 +10,7 @@ import structlog
 from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
-from daemon.ports import NO_LOGS, Assignment, OffsetLoss
+from daemon.ports import IDLE_SECONDS, NO_LOGS, Assignment, OffsetLoss
 from daemon.wire.kafka_assignor import StickyAssignor, make_assignor
 from daemon.wire.kafka_client import (
     CLOSE_SECONDS,
@@ -38,9 +38,10 @@ log = structlog.get_logger()
 
 COMMIT_SECONDS = 3.0
 END_CHECK_SECONDS = 2.0
-# Where nothing was read for so long, the ends are asked for less often: asking is most of what idling costs.
-IDLE_SECONDS = 10.0
+# Asking is most of what idling costs: for the ends less often, once idle, and for records, which a broker gives
+# at once where it has any, with more patience.
 IDLE_END_CHECK_SECONDS = 5.0
+FETCH_WAIT_MILLISECONDS = 1_000
 PROBE_SECONDS = 5.0
 
 
@@ -120,6 +121,7 @@ class KafkaSource:
             group_id=settings.group,
             partition_assignment_strategy=[assignor],
             max_poll_records=MAX_POLL_RECORDS,
+            fetch_max_wait_ms=FETCH_WAIT_MILLISECONDS,
             session_timeout_ms=session,
             heartbeat_interval_ms=min(3_000, session // 10),
         )

@@ -429,8 +429,6 @@ def make_consumer(settings: KafkaSettings, **options: Any) -> Any:
         "isolation_level": "read_committed",
         "allow_auto_create_topics": False,
         "fetch_max_bytes": 16 * 1024 * 1024,
-        # A broker answers at once when there are records; each answer without any costs CPU on both sides.
-        "fetch_max_wait_ms": 1_000,
         "metadata_max_age_ms": 10_000,
     }
     return connect(settings, KafkaConsumer, **(defaults | options))

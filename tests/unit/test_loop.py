@@ -4,14 +4,25 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import pytest
 
+import daemon.loop
 from daemon.engines import StoredEngines
 from daemon.evidently_worker import EvidentlyWorker
 from daemon.ledger import Checkpoint, Ledger
-from daemon.loop import ChampionMoved, Loop, LoopSettings, Observer, RequestEnded, Role
+from daemon.loop import (
+    IDLE_POLL_SECONDS,
+    POLL_SECONDS,
+    ChampionMoved,
+    Loop,
+    LoopSettings,
+    Observer,
+    RequestEnded,
+    Role,
+)
 from daemon.memory import MemoryDeadLetters, MemoryLog, MemorySource
 from daemon.wire.references import ReferenceStore
 from monitors.decoding import make_decoder
@@ -19,7 +30,7 @@ from monitors.drift import WindowRows
 from monitors.episodes import Judged
 from monitors.events import Outcome
 from monitors.monitor import Result
-from monitors.records import Partition
+from monitors.records import Partition, RawRecord
 from monitors.settings import (
     FieldSettings,
     KafkaSettings,
@@ -141,6 +152,21 @@ class World:
 def cycles(loop: Loop, count: int = 6) -> None:
     for _ in range(count):
         loop.run_once(timeout_seconds=0.01)
+
+
+def polled(loop: Loop, cycles: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the source was given for each cycle of a run."""
+    stop, given, poll = Event(), list[float](), loop._source.poll
+
+    def noted(timeout_seconds: float) -> Sequence[RawRecord]:
+        given.append(timeout_seconds)
+        if len(given) == cycles:
+            stop.set()
+        return poll(0.01)
+
+    monkeypatch.setattr(loop._source, "poll", noted)
+    loop.run(stop)
+    return given
 
 
 @pytest.fixture
@@ -440,3 +466,14 @@ def test_a_partition_whose_records_do_not_come_is_told_of_once(
     cycles(loop, 3)
     assert world.told() == ["data.stalled"]
     assert json.loads(world.ledger.events()[0]["body"])["payload"]["next_offset"] == 10
+
+
+def test_it_polls_with_more_patience_once_nothing_came_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = world.process()
+    cycles(loop)
+    world.predict(10)
+    assert polled(loop, 3, monkeypatch) == [POLL_SECONDS] * 3
+    monkeypatch.setattr(daemon.loop, "IDLE_SECONDS", 0.0)
+    assert polled(loop, 3, monkeypatch) == [IDLE_POLL_SECONDS] * 3

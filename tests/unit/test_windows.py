@@ -107,6 +107,16 @@ def test_rows_added_since_the_last_checkpoint_are_told_once() -> None:
     assert windows.take_added() == {}
 
 
+def test_a_row_that_had_to_go_is_not_told_of_as_added() -> None:
+    windows = TimeWindows(600, 0, 5)
+    for offset in range(50):
+        windows.add(record(offset, offset), EPOCH)
+    (added,) = windows.take_added().values()
+    (closed,) = windows.close(START + timedelta(days=1))
+    assert sorted(row.offset for row in added) == sorted(row.offset for row in closed.rows.records)
+    assert len(added) == 5
+
+
 @pytest.mark.parametrize("make", [lambda: TimeWindows(60, 5, 10), lambda: CountWindows(10)])
 def test_restored_windows_go_on_as_if_nothing_had_happened(make: object) -> None:
     chance = random.Random(3)
