@@ -38,8 +38,8 @@ log = structlog.get_logger()
 
 COMMIT_SECONDS = 3.0
 END_CHECK_SECONDS = 2.0
-# Asking is most of what idling costs: for the ends less often, once idle, and for records, which a broker gives
-# at once where it has any, with more patience.
+# Asking is most of what idling costs: for the ends less often, once idle, and for records with more patience,
+# for a broker gives them at once where it has any.
 IDLE_END_CHECK_SECONDS = 5.0
 FETCH_WAIT_MILLISECONDS = 1_000
 PROBE_SECONDS = 5.0
