@@ -4,6 +4,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -32,6 +33,24 @@ _early_decoder = msgspec.msgpack.Decoder(list[EarlyLabel])
 _pending_decoder = msgspec.msgpack.Decoder(PendingWindow)
 _state_decoder = msgspec.msgpack.Decoder(ModelState)
 _version_decoder = msgspec.msgpack.Decoder(VersionState)
+_DROP_CHUNK = sa.delete(tables.chunks).where(
+    tables.chunks.c.model == sa.bindparam("of_model"),
+    tables.chunks.c.version == sa.bindparam("of_version"),
+    tables.chunks.c.kind == sa.bindparam("of_kind"),
+    tables.chunks.c.key == sa.bindparam("of_key"),
+)
+_END_EPISODES = (
+    sa.update(tables.episodes)
+    .where(
+        tables.episodes.c.model == sa.bindparam("of_model"),
+        tables.episodes.c.id != sa.bindparam("current"),
+        tables.episodes.c.ended_at.is_(None),
+    )
+    .values(
+        stage=sa.case((tables.episodes.c.stage == "futile", "futile"), else_="resolved"),
+        ended_at=sa.bindparam("at"),
+    )
+)
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -615,9 +634,21 @@ def _raise_epoch(tx: sa.Connection, scope: str, member: str) -> int:
 
 def _put(tx: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> None:
     """Update the row with this key, or insert it; the same on every database."""
-    where = [table.c[name] == value for name, value in key.items()]
-    if tx.execute(sa.update(table).where(*where).values(**values)).rowcount == 0:
-        tx.execute(sa.insert(table).values(**key, **values))
+    if _update(tx, table, key, values) == 0:
+        tx.execute(sa.insert(table), key | values)
+
+
+def _update(tx: sa.Connection, table: sa.Table, key: dict[str, Any], values: dict[str, Any]) -> int:
+    """Update the rows with this key; returns how many there are."""
+    statement = _update_by(table, tuple(key), tuple(values))
+    return tx.execute(statement, {f"of_{name}": value for name, value in key.items()} | values).rowcount
+
+
+@cache
+def _update_by(table: sa.Table, key: tuple[str, ...], names: tuple[str, ...]) -> sa.Update:
+    """Made once: to make a statement costs several times what SQLite needs to carry it out."""
+    where = [table.c[name] == sa.bindparam(f"of_{name}") for name in key]
+    return sa.update(table).where(*where).values({name: sa.bindparam(name) for name in names})
 
 
 def _count(tx: sa.Connection, name: str, more: int) -> None:
@@ -649,17 +680,14 @@ def _write_model(tx: sa.Connection, model: str, changes: ModelChanges, at: str) 
 
 
 def _write_version(tx: sa.Connection, model: str, version: str, change: VersionChanges, at: str) -> None:
-    where = (tables.versions.c.model == model, tables.versions.c.version == version)
-    state = _encode(change.state)
-    if tx.execute(sa.update(tables.versions).where(*where).values(state=state)).rowcount == 0:
-        tx.execute(
-            sa.insert(tables.versions).values(model=model, version=version, state=state, first_seen=at)
-        )
+    key = {"model": model, "version": version}
+    state = {"state": _encode(change.state)}
+    if _update(tx, tables.versions, key, state) == 0:
+        tx.execute(sa.insert(tables.versions), key | state | {"first_seen": at})
     _drop_chunks(tx, model, version, "rows", change.gone)
-    for key, rows in change.rows.items():
-        _add_chunk(tx, model, version, "rows", key, rows)
+    _add_chunks(tx, model, version, "rows", change.rows)
     if change.learned_rows:
-        _add_chunk(tx, model, version, "learned", 0, change.learned_rows)
+        _add_chunks(tx, model, version, "learned", {0: change.learned_rows})
     if not change.state.learning:
         _drop_chunks(tx, model, version, "learned", (0,))
 
@@ -667,14 +695,14 @@ def _write_version(tx: sa.Connection, model: str, version: str, change: VersionC
 def _write_labels(tx: sa.Connection, model: str, changes: ModelChanges) -> None:
     labels = changes.labels
     for window in labels.expected:
-        _add_chunk(tx, model, window.version, "pending", window.key, window)
+        _add_chunks(tx, model, window.version, "pending", {window.key: window})
     for (version, key), matched in labels.matched.items():
-        _add_chunk(tx, model, version, "matched", key, matched)
+        _add_chunks(tx, model, version, "matched", {key: matched})
     for version, key in labels.judged:
         _drop_chunks(tx, model, version, "pending", (key,))
         _drop_chunks(tx, model, version, "matched", (key,))
     if labels.early:
-        _add_chunk(tx, model, "", "early", labels.early_end, labels.early)
+        _add_chunks(tx, model, "", "early", {labels.early_end: labels.early})
         tx.execute(
             sa.delete(tables.chunks).where(
                 tables.chunks.c.model == model,
@@ -684,22 +712,18 @@ def _write_labels(tx: sa.Connection, model: str, changes: ModelChanges) -> None:
         )
 
 
-def _add_chunk(tx: sa.Connection, model: str, version: str, kind: str, key: int, value: object) -> None:
-    tx.execute(
-        sa.insert(tables.chunks).values(model=model, version=version, kind=kind, key=key, data=_encode(value))
-    )
+def _add_chunks(tx: sa.Connection, model: str, version: str, kind: str, values: Mapping[int, object]) -> None:
+    of = {"model": model, "version": version, "kind": kind}
+    rows = [of | {"key": key, "data": _encode(value)} for key, value in values.items()]
+    if rows:
+        tx.execute(sa.insert(tables.chunks), rows)
 
 
 def _drop_chunks(tx: sa.Connection, model: str, version: str, kind: str, keys: Iterable[int]) -> None:
-    for key in keys:
-        tx.execute(
-            sa.delete(tables.chunks).where(
-                tables.chunks.c.model == model,
-                tables.chunks.c.version == version,
-                tables.chunks.c.kind == kind,
-                tables.chunks.c.key == key,
-            )
-        )
+    of = {"of_model": model, "of_version": version, "of_kind": kind}
+    rows = [of | {"of_key": key} for key in keys]
+    if rows:
+        tx.execute(_DROP_CHUNK, rows)
 
 
 def _write_windows(tx: sa.Connection, step: Checkpoint, at: str) -> None:
@@ -740,20 +764,14 @@ def _write_judged(
 
 
 def _write_performance(tx: sa.Connection, model: str, performance: Performance) -> None:
-    tx.execute(
-        sa.update(tables.windows)
-        .where(
-            tables.windows.c.model == model,
-            tables.windows.c.version == performance.version,
-            tables.windows.c.key == performance.key,
-        )
-        .values(
-            metric=performance.metric,
-            score=performance.score,
-            labelled=performance.labelled,
-            performance=msgspec.json.encode(performance).decode(),
-        )
-    )
+    key = {"model": model, "version": performance.version, "key": performance.key}
+    values = {
+        "metric": performance.metric,
+        "score": performance.score,
+        "labelled": performance.labelled,
+        "performance": msgspec.json.encode(performance).decode(),
+    }
+    _update(tx, tables.windows, key, values)
 
 
 def _write_episode(tx: sa.Connection, state: ModelState, at: str) -> None:
@@ -777,15 +795,7 @@ def _write_episode(tx: sa.Connection, state: ModelState, at: str) -> None:
 def _end_episodes(tx: sa.Connection, model: str, state: ModelState, at: str) -> None:
     """Every episode that is no longer the model's present one is over."""
     current = state.episode.id if state.episode else ""
-    tx.execute(
-        sa.update(tables.episodes)
-        .where(
-            tables.episodes.c.model == model,
-            tables.episodes.c.id != current,
-            tables.episodes.c.ended_at.is_(None),
-        )
-        .values(stage=sa.case((tables.episodes.c.stage == "futile", "futile"), else_="resolved"), ended_at=at)
-    )
+    tx.execute(_END_EPISODES, {"of_model": model, "current": current, "at": at})
 
 
 def _write_event(tx: sa.Connection, event: Event, at: str) -> None:
