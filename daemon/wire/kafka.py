@@ -38,10 +38,12 @@ log = structlog.get_logger()
 
 COMMIT_SECONDS = 3.0
 END_CHECK_SECONDS = 2.0
-# Asking is most of what idling costs: for the ends less often, once idle, and for records with more patience,
-# for a broker gives them at once where it has any.
+# How long a broker may hold a fetch that it has no records for. It answers nothing else on that connection
+# meanwhile, not even where the log ends, which windows wait for.
+FETCH_WAIT_MILLISECONDS = 100
+# Asking is most of what idling costs: once idle, both are asked less often.
+IDLE_FETCH_WAIT_MILLISECONDS = 1_000
 IDLE_END_CHECK_SECONDS = 5.0
-FETCH_WAIT_MILLISECONDS = 1_000
 PROBE_SECONDS = 5.0
 
 
@@ -121,7 +123,6 @@ class KafkaSource:
             group_id=settings.group,
             partition_assignment_strategy=[assignor],
             max_poll_records=MAX_POLL_RECORDS,
-            fetch_max_wait_ms=FETCH_WAIT_MILLISECONDS,
             session_timeout_ms=session,
             heartbeat_interval_ms=min(3_000, session // 10),
         )
@@ -242,6 +243,8 @@ class KafkaSource:
     # --- reading ---------------------------------------------------------------------------------
 
     def _poll(self, timeout_seconds: float) -> list[RawRecord]:
+        patience = IDLE_FETCH_WAIT_MILLISECONDS if self._is_idle() else FETCH_WAIT_MILLISECONDS
+        self._consumer._fetcher.config["fetch_max_wait_ms"] = patience
         try:
             polled = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000))
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -283,6 +286,9 @@ class KafkaSource:
         self._next[partition] = records[-1].offset + 1
         self._read_at = time.monotonic()
         return [raw_record(ours, record) for record in records]
+
+    def _is_idle(self) -> bool:
+        return time.monotonic() - self._read_at >= IDLE_SECONDS
 
     def _go_on(self, partition: TopicPartition, offset: int) -> None:
         self._consumer.seek(partition, offset)
@@ -368,9 +374,8 @@ class KafkaSource:
     def _refresh_ends(self, fresh: bool = False) -> bool:
         """Ask for the ends of the log, now or if that was a while ago; false where nobody answers."""
         wanted = self._next.keys() or {self._witness}
-        at = time.monotonic()
-        patience = END_CHECK_SECONDS if at - self._read_at < IDLE_SECONDS else IDLE_END_CHECK_SECONDS
-        recent = at - self._ends_at < patience
+        patience = IDLE_END_CHECK_SECONDS if self._is_idle() else END_CHECK_SECONDS
+        recent = time.monotonic() - self._ends_at < patience
         if recent and not fresh and self._ends.keys() >= wanted:
             return True
         try:

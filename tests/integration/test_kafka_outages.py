@@ -334,6 +334,7 @@ def test_what_retention_deleted_unread_is_told_with_its_offsets(scene: Outage) -
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_kafka_that_comes_back_empty_is_told_of_and_read_from_its_start(outage: Outage) -> None:
     """A disk that was replaced: the same topic, and nothing in it."""
     outage.write(100)

@@ -31,6 +31,7 @@ def lose_ledger(site: Any) -> None:
         file.unlink()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_daemon_and_what_follows_is_as_if_it_never_was(site: Any) -> None:
     site.predict(10)
     daemon = site.start_daemon()
