@@ -1,6 +1,6 @@
 """Evaluation: challengers and champion on the same later rows, which none of them has seen."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -78,7 +78,7 @@ def evaluate(
     if not champion:
         known = _answered(holdout)
         holdout = holdout.where(known)
-        challengers = tuple(_kept(one, known) for one in challengers)
+        challengers = tuple(one.only(known) for one in challengers)
     try:
         rival = _rival(registry, champion, holdout)
     except _NoChampionToAsk as error:
@@ -161,11 +161,6 @@ def _answered(holdout: LabelledRows) -> npt.NDArray[np.bool_]:
     """Which rows have a logged prediction; all of them if none has."""
     known = np.array([prediction is not None for prediction in holdout.predictions], dtype=bool)
     return known if known.any() else np.ones(len(holdout), dtype=bool)
-
-
-def _kept(said: Answers, mask: npt.NDArray[np.bool_]) -> Answers:
-    probabilities = None if said.probabilities is None else said.probabilities[mask]
-    return replace(said, predictions=said.predictions[mask], probabilities=probabilities)
 
 
 def _rival(registry: Registry, champion: str, holdout: LabelledRows) -> Answers | None:

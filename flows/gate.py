@@ -54,7 +54,7 @@ def judge(
     reach the floor, and it must be surely worse in none of the `segments` (one per row, None: of none).
     Of those that show all this the best is chosen. Without a champion the floor alone decides.
 
-    Accuracy counts hits, which tell little of each row. Where all models state probabilities of two
+    Accuracy counts hits, which tell little of each row. Where all models state probabilities of all
     classes, the improvement is proved by their Brier scores instead, which see the same difference
     with fewer rows, and the accuracy itself must be the higher one, too.
 

@@ -88,7 +88,7 @@ class LoadedModel:
         return self.answers(features).predictions
 
     def answers(self, features: "pd.DataFrame", source: str = "") -> Answers:
-        """Predictions, and probabilities where there are two classes."""
+        """Predictions, with probabilities where the model states any."""
         from flows.training import answers
 
         return answers(source or f"version {self.version}", self.schema, self.estimator, features)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +26,10 @@ class Answers:
     """
     What one model says of the holdout's rows; `probabilities` are those of the greater of two classes.
 
-    `columns` are what it reads, by name with their types, and `classes` what it can answer, in the
-    spelling of `canonical`; None where that is not known, as of logged predictions.
+    `shares` are the probabilities of each of more classes, by its name in the spelling of `canonical`; a
+    class that is not in it is given none. `columns` are what it reads, by name with their types, and
+    `classes` what it can answer, in the same spelling; None where that is not known, as of logged
+    predictions.
     """
 
     source: str
@@ -35,6 +37,36 @@ class Answers:
     probabilities: Values | None = None
     columns: Mapping[str, str] | None = None
     classes: tuple[str, ...] | None = None
+    shares: Mapping[str, Floats] | None = None
+
+    def only(self, rows: Values) -> "Answers":
+        """The answers to these rows: a mask or indices."""
+        return replace(
+            self,
+            predictions=np.asarray(self.predictions)[rows],
+            probabilities=None if self.probabilities is None else np.asarray(self.probabilities)[rows],
+            shares=None if self.shares is None else {name: of[rows] for name, of in self.shares.items()},
+        )
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers to successive rows as those of the last; a class that is new in one has no share before."""
+    stated = [one.probabilities for one in parts if one.probabilities is not None]
+    shared = [one.shares for one in parts if one.shares is not None]
+    names = {name for shares in shared for name in shares}
+    return replace(
+        parts[-1],
+        predictions=np.concatenate([one.predictions for one in parts]),
+        probabilities=np.concatenate(stated) if len(stated) == len(parts) else None,
+        shares={name: _joined_share(name, parts) for name in names} if len(shared) == len(parts) else None,
+    )
+
+
+def _joined_share(name: str, parts: Sequence[Answers]) -> Floats:
+    nothing = [np.zeros(len(one.predictions)) for one in parts]
+    return np.concatenate(
+        [(one.shares or {}).get(name, none) for one, none in zip(parts, nothing, strict=True)]
+    )
 
 
 class MetricMismatch(ValueError):
@@ -145,17 +177,28 @@ def contributions(metric: Metric, labels: Values, answers: Answers) -> Floats:
 
 def proper_values(labels: Values, answers: Answers) -> Floats | None:
     """
-    One minus each row's Brier score (Brier, Monthly Weather Review 78, 1950), so that more is better.
+    One minus half of each row's Brier score (Brier, Monthly Weather Review 78, 1950): more is better.
 
-    None without probabilities, or where the labels are not of two classes.
+    Half, since of two classes either's error is the other's, too. None without probabilities of as many
+    classes as the labels have.
     """
     truth = canonical(labels)
+    if answers.shares is not None:
+        return _proper_shares(truth, answers.shares)
     classes = set(truth)
     if answers.probabilities is None or len(classes) != 2:
         return None
     stated = numbers(answers.probabilities)
     happened = np.asarray(truth == max(classes, key=_class_order), dtype=float)
     return 1.0 - (happened - stated) ** 2 if np.isfinite(stated).all() else None
+
+
+def _proper_shares(truth: Values, shares: Mapping[str, Floats]) -> Floats | None:
+    squares, right = np.zeros(len(truth)), np.zeros(len(truth))
+    for name, share in shares.items():
+        squares += share**2
+        right[truth == name] = share[truth == name]
+    return 1.0 - (squares - 2.0 * right + 1.0) / 2.0 if np.isfinite(squares).all() else None
 
 
 def _placements(truth: Values, scores: Floats) -> Floats:

@@ -80,7 +80,7 @@ def _changes(
         where = np.flatnonzero(names == name)
         if len(where) < settings.min_segment_rows or not _judgeable(metric, truth[where]):
             continue
-        ours, theirs = _only(challenger, where), _only(champion, where)
+        ours, theirs = challenger.only(where), champion.only(where)
         if change := _change(settings, metric, name, truth[where], ours, theirs):
             yield change
 
@@ -109,12 +109,3 @@ def _change(
     )
     p = float(stdtr(found.waves, distance))
     return Regression(name, len(truth), gain, float(found.low[0]), float(found.high[0]), p)
-
-
-def _only(answers: Answers, where: Values) -> Answers:
-    probabilities = answers.probabilities
-    return Answers(
-        answers.source,
-        np.asarray(answers.predictions)[where],
-        None if probabilities is None else np.asarray(probabilities)[where],
-    )

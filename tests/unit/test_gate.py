@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.gate import Holdout, judge
-from flows.scoring import Answers, MetricMismatch, canonical, row_values, score
+from flows.scoring import Answers, MetricMismatch, canonical, joined, proper_values, row_values, score
 from flows.segments import regressions
 from flows.verdict import Verdict
 from monitors.settings import GateSettings
@@ -114,12 +114,66 @@ def test_a_better_brier_score_is_not_enough_where_accuracy_is_the_lower_one() ->
     assert result.surety is not None and result.surety > 1.0
 
 
-def test_of_equally_good_pairs_with_probabilities_about_one_in_twenty_is_promoted() -> None:
+def shared(truth: np.ndarray, distance: float, random: np.random.Generator) -> Answers:
+    """A model of four classes with calibrated probabilities of each."""
+    scores = random.normal(size=(len(truth), 4)) + distance * np.eye(4)[truth]
+    shares = np.exp(distance * scores)
+    shares /= shares.sum(axis=1, keepdims=True)
+    return Answers("shared", shares.argmax(axis=1), shares=dict(zip("0123", shares.T, strict=True)))
+
+
+def test_of_more_classes_brier_scores_prove_more_than_hits_alone() -> None:
+    found = []
+    for trial in range(40):
+        random = np.random.default_rng([trial, 5])
+        truth = random.integers(0, 4, 500)
+        better, usual = shared(truth, 2.2, random), shared(truth, 2.0, random)
+        without = [Answers(one.source, one.predictions) for one in (better, usual)]
+        by_hits, by_brier = verdict(truth, *without), verdict(truth, better, usual)
+        assert "Brier" in by_brier.sentence and "Brier" not in by_hits.sentence
+        found.append((by_hits.action == "promoted", by_brier.action == "promoted"))
+    hits, brier = map(sum, zip(*found, strict=True))
+    assert brier > 1.2 * hits, f"{brier} of 40 proved by Brier scores, {hits} by hits"
+
+
+def test_brier_scores_of_two_classes_are_one_whichever_way_they_are_stated() -> None:
+    random = np.random.default_rng(1)
+    truth = random.integers(0, 2, 50)
+    one = scored(truth, 2.0, random)
+    assert one.probabilities is not None
+    other = Answers("both", one.predictions, shares={"0": 1.0 - one.probabilities, "1": one.probabilities})
+    assert proper_values(truth, other) == pytest.approx(proper_values(truth, one))
+    third = np.where(np.arange(50) % 2, truth, 2)
+    unknown = proper_values(third, other)
+    assert unknown is not None
+    assert unknown[0] == pytest.approx(
+        1.0 - (1.0 + one.probabilities[0] ** 2 + (1 - one.probabilities[0]) ** 2) / 2
+    )
+
+
+def test_answers_are_joined_whichever_classes_their_models_knew() -> None:
+    first = Answers("a", np.array([0, 2]), shares={"0": np.array([0.9, 0.2]), "2": np.array([0.1, 0.8])})
+    then = Answers("a", np.array([1]), shares={"0": np.array([0.3]), "1": np.array([0.7])})
+    both = joined([first, then])
+    assert both.predictions.tolist() == [0, 2, 1] and both.shares is not None
+    assert {name: of.tolist() for name, of in both.shares.items()} == {
+        "0": [0.9, 0.2, 0.3],
+        "1": [0.0, 0.0, 0.7],
+        "2": [0.1, 0.8, 0.0],
+    }
+    last = both.only(np.array([False, False, True]))
+    assert last.shares is not None and last.shares["1"].tolist() == [0.7]
+    assert joined([first, Answers("a", np.array([1]))]).shares is None
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_of_equally_good_pairs_with_probabilities_about_one_in_twenty_is_promoted(classes: int) -> None:
     promoted, trials = 0, 250
     for trial in range(trials):
         random = np.random.default_rng([trial, 7])
-        truth = random.integers(0, 2, 400)
-        pair = scored(truth, 2.0, random), scored(truth, 2.0, random)
+        truth = random.integers(0, classes, 400)
+        made = scored if classes == 2 else shared
+        pair = made(truth, 2.0, random), made(truth, 2.0, random)
         promoted += verdict(truth, *pair, seed=trial).action == "promoted"
     # 5 % of 250 is 12.5, and 23 is three standard deviations above that.
     assert promoted <= 23
