@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from flows.callables import load_callable
 from flows.errors import FlowError, NotRetrainable
 from flows.rows import LabelledRows
 from flows.schema import Schema
-from flows.scoring import Answers, canonical, numbers
+from flows.scoring import Answers, canonical, joined, numbers
 from monitors.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ SMALL_ROWS = 500
 # More held out rows than this share of a reference would judge by a world that is gone.
 MAX_HOLDOUT = 0.5
 ALL, RECENT, SINCE = "all rows", "recent rows", "rows since the change"
+# Of the recent rows, those so many references old count half: where the world moves all the time, the newest
+# know it best.
+HALF_LIFE = 1.0
 _DEFAULTS: Mapping[str, Any] = {"max_iter": 40, "max_leaf_nodes": 15, "early_stopping": False}
 # OpenMP's threads spin while they wait for each other: on fewer cells, beside busy processes, that
 # takes many times what it saves.
@@ -159,14 +162,10 @@ def _answered(
 ) -> Answers:
     folds: list[Answers] = []
     for start, end in zip(cuts, [*cuts[1:], len(rows)], strict=True):
-        schema, estimator = _fit(settings, rows.between(_start(settings, name, change, start), start))
+        known = rows.between(_start(settings, name, change, start), start)
+        schema, estimator = _fit(settings, known, _half_life(settings, name))
         folds.append(answers(name, schema, estimator, rows.between(start, end).features))
-    known = [fold.probabilities for fold in folds if fold.probabilities is not None]
-    return replace(
-        folds[-1],
-        predictions=np.concatenate([fold.predictions for fold in folds]),
-        probabilities=np.concatenate(known) if len(known) == len(folds) else None,
-    )
+    return joined(folds)
 
 
 def fit_span(
@@ -176,7 +175,8 @@ def fit_span(
     candidates: tuple[Candidate, ...] = (),
 ) -> Challenger:
     """A model of these rows, with what is to be recorded of them."""
-    schema, estimator = _fit(settings, rows)
+    half_life = _half_life(settings, span)
+    schema, estimator = _fit(settings, rows, half_life)
     return Challenger(
         estimator=estimator,
         schema=schema,
@@ -185,7 +185,7 @@ def fit_span(
         trained_from=float(rows.event_times[0]),
         trained_until=float(rows.event_times[-1]),
         candidates=candidates or (Candidate(span, len(rows)),),
-        parameters=parameters_of(settings),
+        parameters=parameters_of(settings) | ({} if half_life is None else {"half_life_rows": half_life}),
     )
 
 
@@ -195,20 +195,22 @@ def _tie_free(rows: LabelledRows, index: int) -> int:
 
 
 def answers(source: str, schema: Schema, estimator: Any, features: "pd.DataFrame") -> Answers:
-    """What a fitted model says of rows; probabilities only of two classes."""
+    """What a fitted model says of rows, with its probabilities where it has any."""
     frame = schema.arrange(features)
-    probabilities = None
+    classes = getattr(estimator, "classes_", None)
+    names = () if classes is None else tuple(map(str, canonical(classes)))
+    stated = None
     with _threads_for(frame):
         predictions = np.asarray(estimator.predict(frame))
-        if len(getattr(estimator, "classes_", ())) == 2 and hasattr(estimator, "predict_proba"):
-            probabilities = np.asarray(estimator.predict_proba(frame))[:, 1]
-    classes = getattr(estimator, "classes_", None)
+        if len(names) > 1 and hasattr(estimator, "predict_proba"):
+            stated = np.asarray(estimator.predict_proba(frame))
     return Answers(
         source,
         predictions,
-        probabilities,
+        stated[:, 1] if stated is not None and len(names) == 2 else None,
         columns=schema.columns,
-        classes=None if classes is None else tuple(sorted(map(str, canonical(classes)))),
+        classes=None if classes is None else tuple(sorted(names)),
+        shares=dict(zip(names, stated.T, strict=True)) if stated is not None and len(names) > 2 else None,
     )
 
 
@@ -230,7 +232,14 @@ def parameters_of(settings: ModelSettings) -> dict[str, Any]:
     return {"trainer": "HistGradientBoosting", **_DEFAULTS, "random_state": settings.training.seed, **stated}
 
 
-def _fit(settings: ModelSettings, rows: LabelledRows) -> tuple[Schema, Any]:
+def _half_life(settings: ModelSettings, span: str) -> float | None:
+    """After how many rows one counts half; a trainer of the user's own is given rows without weights."""
+    if span != RECENT or settings.training.callable:
+        return None
+    return HALF_LIFE * settings.reference_rows
+
+
+def _fit(settings: ModelSettings, rows: LabelledRows, half_life: float | None = None) -> tuple[Schema, Any]:
     import pandas as pd
 
     labels = training_labels(rows.labels, settings.kind)
@@ -242,8 +251,9 @@ def _fit(settings: ModelSettings, rows: LabelledRows) -> tuple[Schema, Any]:
         return schema, _user_fit(settings, frame, pd.Series(labels, name="label"))
     small = len(rows) < SMALL_ROWS and not settings.training.parameters
     model = _small_model(settings, schema) if small else _default_model(settings, schema)
+    weights = None if half_life is None else 0.5 ** (np.arange(len(rows))[::-1] / half_life)
     with _threads_for(frame):
-        return schema, model.fit(frame, labels)
+        return schema, model.fit(frame, labels, model__sample_weight=weights)
 
 
 @contextmanager

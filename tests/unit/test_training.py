@@ -14,6 +14,7 @@ from flows.rows import LabelledRows
 from flows.schema import Schema
 from flows.training import (
     ALL,
+    RECENT,
     SINCE,
     UnusableTrainer,
     answers,
@@ -112,6 +113,22 @@ def test_no_fold_is_answered_by_a_model_that_saw_it_or_what_came_after() -> None
 def test_few_rows_are_learned_by_a_linear_model() -> None:
     assert "LogisticRegression" in repr(fit_span(ModelSettings(), stream(200)).estimator)
     assert "HistGradientBoosting" in repr(fit_span(ModelSettings(), stream(600)).estimator)
+
+
+@pytest.mark.parametrize("reference", [800, 400])
+def test_the_newest_of_the_recent_rows_know_best(reference: int) -> None:
+    """Somewhat less than half of them are of the world as it is by now."""
+    newest = round(0.475 * reference)
+    rows = stream(1600, change_at=1600 - newest)
+    short = ModelSettings(reference_rows=reference)
+    now = rows.between(1600 - newest, 1600)
+    right = {}
+    for span in (RECENT, ALL):
+        made = fit_span(short, rows.between(1600 - reference, 1600), span)
+        said = answers(span, made.schema, made.estimator, now.features)
+        right[span] = (said.predictions == now.labels).mean()
+        assert made.parameters.get("half_life_rows") == (reference if span == RECENT else None)
+    assert right[RECENT] > max(0.7, right[ALL] + 0.15)
 
 
 def test_the_same_rows_and_seed_give_the_same_model() -> None:
