@@ -25,7 +25,7 @@ from daemon.ports import IDLE_SECONDS, Assignment, DeadLetters, OffsetLoss, Sour
 from daemon.stalls import Stalls
 from monitors.drift import WindowRows
 from monitors.episodes import Circumstances, Judged
-from monitors.events import Event, Kind, Outcome
+from monitors.events import Event, Kind
 from monitors.monitor import Monitor, References, Result
 from monitors.performance import Performance
 from monitors.policy import Verdict
@@ -149,7 +149,6 @@ class Loop:
         self._counters: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._pending: list[Event] = []
-        self._ended: list[tuple[str, Outcome]] = []
         self._heard_of: list[tuple[str, Taken]] = []
         self._saved_at = self._gave_back_at = time.monotonic()
 
@@ -233,7 +232,7 @@ class Loop:
         self._moved = set(self._next)
         self._heard = dict.fromkeys(self._next, time.monotonic())
         self._counters = {}
-        self._pending, self._ended, self._heard_of = [], [], []
+        self._pending, self._heard_of = [], []
         self._labels, self._held, self._stalls = {}, frozenset(), Stalls()
         self._behind, self._awaited, self._counted = frozenset(), {}, {}
         self._source.hold(())
@@ -401,7 +400,6 @@ class Loop:
                 continue
             if isinstance(news, RequestEnded):
                 self._pending += model.outcome(news.request, news.outcome)
-                self._ended.append((news.request, news.outcome))
                 self._heard_of.append((news.model, Ended(news.request, news.outcome)))
                 log.info("request_ended", model=news.model, action=news.outcome.action, request=news.request)
             elif isinstance(news, ChampionMoved):
@@ -543,12 +541,12 @@ class Loop:
             settings={by.digest: by.body for model, _ in taken for by in (self._judged_by[model],)},
             performances=result.performances,
             events=[*result.events, *self._pending],
-            ended=self._ended,
+            ended=[(one.request, one.outcome) for _, one in self._heard_of if isinstance(one, Ended)],
             steps=[(model, self._judged_by[model].digest, one) for model, one in taken],
             counters=self._counters,
         )
         self._ledger.checkpoint(step)
-        self._pending, self._ended, self._heard_of, self._moved, self._counters = [], [], [], set(), {}
+        self._pending, self._heard_of, self._moved, self._counters = [], [], set(), {}
         self._saved_at = time.monotonic()
         self._observer.kept(step, self._saved_at - began)
         self._source.commit({partition: position.next_offset for partition, position in moved.items()})
