@@ -1,7 +1,7 @@
 """Probation: the champion beside those before it on the newest labelled rows; surely worse is undone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -172,7 +172,7 @@ def _asked(
 def _answers(registry: Registry, version: ModelVersion, rows: LabelledRows) -> Answers:
     """Without the signature: the old champion may well not know what the new one has learned to read."""
     said = registry.load(version.version).answers(rows.features, f"version {version.version}")
-    return Answers(said.source, said.predictions, said.probabilities, shares=said.shares)
+    return replace(said, columns=None, classes=None)
 
 
 def _move(compared: _Compared, now: str, sure: float, request: RetrainRequest, run: str) -> Move:

@@ -26,8 +26,8 @@ class Answers:
     """
     What one model says of the holdout's rows; `probabilities` are those of the greater of two classes.
 
-    `shares` are the probabilities of each of more classes, by its name in the spelling of `canonical`; a
-    class that is not in it is given none. `columns` are what it reads, by name with their types, and
+    `class_probabilities` are those of each of more classes, by its name in the spelling of `canonical`; a
+    class that is not among them has none. `columns` are what it reads, by name with their types, and
     `classes` what it can answer, in the same spelling; None where that is not known, as of logged
     predictions.
     """
@@ -37,35 +37,34 @@ class Answers:
     probabilities: Values | None = None
     columns: Mapping[str, str] | None = None
     classes: tuple[str, ...] | None = None
-    shares: Mapping[str, Floats] | None = None
+    class_probabilities: Mapping[str, Floats] | None = None
 
     def only(self, rows: Values) -> "Answers":
         """The answers to these rows: a mask or indices."""
+        stated, known = self.probabilities, self.class_probabilities
         return replace(
             self,
             predictions=np.asarray(self.predictions)[rows],
-            probabilities=None if self.probabilities is None else np.asarray(self.probabilities)[rows],
-            shares=None if self.shares is None else {name: of[rows] for name, of in self.shares.items()},
+            probabilities=None if stated is None else np.asarray(stated)[rows],
+            class_probabilities=None if known is None else {name: of[rows] for name, of in known.items()},
         )
 
 
 def joined(parts: Sequence[Answers]) -> Answers:
-    """The answers to successive rows as those of the last; a class that is new in one has no share before."""
+    """Answers to successive rows as one; a class that one of their models did not know had none by it."""
     stated = [one.probabilities for one in parts if one.probabilities is not None]
-    shared = [one.shares for one in parts if one.shares is not None]
-    names = {name for shares in shared for name in shares}
+    known = [one.class_probabilities for one in parts if one.class_probabilities is not None]
+    none = [np.zeros(len(one.predictions)) for one in parts]
+    names = {name for one in known for name in one} if len(known) == len(parts) else set()
+    by_class = {
+        name: np.concatenate([one.get(name, zeros) for one, zeros in zip(known, none, strict=True)])
+        for name in names
+    }
     return replace(
         parts[-1],
         predictions=np.concatenate([one.predictions for one in parts]),
         probabilities=np.concatenate(stated) if len(stated) == len(parts) else None,
-        shares={name: _joined_share(name, parts) for name in names} if len(shared) == len(parts) else None,
-    )
-
-
-def _joined_share(name: str, parts: Sequence[Answers]) -> Floats:
-    nothing = [np.zeros(len(one.predictions)) for one in parts]
-    return np.concatenate(
-        [(one.shares or {}).get(name, none) for one, none in zip(parts, nothing, strict=True)]
+        class_probabilities=by_class or None,
     )
 
 
@@ -183,22 +182,23 @@ def proper_values(labels: Values, answers: Answers) -> Floats | None:
     classes as the labels have.
     """
     truth = canonical(labels)
-    if answers.shares is not None:
-        return _proper_shares(truth, answers.shares)
-    classes = set(truth)
-    if answers.probabilities is None or len(classes) != 2:
+    stated = _by_class(truth, answers)
+    if stated is None:
         return None
-    stated = numbers(answers.probabilities)
-    happened = np.asarray(truth == max(classes, key=_class_order), dtype=float)
-    return 1.0 - (happened - stated) ** 2 if np.isfinite(stated).all() else None
-
-
-def _proper_shares(truth: Values, shares: Mapping[str, Floats]) -> Floats | None:
     squares, right = np.zeros(len(truth)), np.zeros(len(truth))
-    for name, share in shares.items():
-        squares += share**2
-        right[truth == name] = share[truth == name]
+    for name, probabilities in stated.items():
+        squares += probabilities**2
+        right[truth == name] = probabilities[truth == name]
     return 1.0 - (squares - 2.0 * right + 1.0) / 2.0 if np.isfinite(squares).all() else None
+
+
+def _by_class(truth: Values, answers: Answers) -> Mapping[str, Floats] | None:
+    """Each class's probabilities, also where only those of the greater of two are stated."""
+    names = sorted(set(truth), key=_class_order)
+    if answers.class_probabilities is not None or answers.probabilities is None or len(names) != 2:
+        return answers.class_probabilities
+    greater = numbers(answers.probabilities)
+    return {names[0]: 1.0 - greater, names[1]: greater}
 
 
 def _placements(truth: Values, scores: Floats) -> Floats:

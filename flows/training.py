@@ -210,7 +210,9 @@ def answers(source: str, schema: Schema, estimator: Any, features: "pd.DataFrame
         stated[:, 1] if stated is not None and len(names) == 2 else None,
         columns=schema.columns,
         classes=None if classes is None else tuple(sorted(names)),
-        shares=dict(zip(names, stated.T, strict=True)) if stated is not None and len(names) > 2 else None,
+        class_probabilities=(
+            dict(zip(names, stated.T, strict=True)) if stated is not None and len(names) > 2 else None
+        ),
     )
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from daemon.ports import Assignment, OffsetLoss
 from daemon.wire.kafka import (
+    FETCH_WAIT_MILLISECONDS,
     IDLE_END_CHECK_SECONDS,
+    IDLE_FETCH_WAIT_MILLISECONDS,
     KafkaSource,
     UnknownTopic,
     ensure_topics,
@@ -137,6 +139,30 @@ def test_a_join_that_ends_between_two_polls_is_kept(kafka: Any, sources: list[Ka
     assert [record.value for record in read(member, 1)] == [b"1"]
     assert coordinator._generation.generation_id == joined, "it joined once more"
     assert member.assignment() is None
+
+
+def test_a_fetch_is_held_for_long_only_once_idle(
+    kafka: Any, sources: list[KafkaSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker answers nothing else on that connection meanwhile, and windows wait for where logs end."""
+    source = KafkaSource(kafka.settings(topic=kafka.topic()))
+    sources.append(source)
+    assigned(source)
+    source.seek({})
+    waits: list[int] = []
+    fetcher = source._consumer._fetcher
+    make = fetcher._create_fetch_requests
+
+    def noted() -> Any:
+        made = make()
+        waits.extend(request.max_wait_ms for request, *_ in made.values())
+        return made
+
+    monkeypatch.setattr(fetcher, "_create_fetch_requests", noted)
+    until(lambda: source.poll(0.1) or len(waits) > 2)
+    assert set(waits) == {FETCH_WAIT_MILLISECONDS}
+    monkeypatch.setattr("daemon.wire.kafka.IDLE_SECONDS", 0.0)
+    until(lambda: source.poll(0.1) or waits[-1] == IDLE_FETCH_WAIT_MILLISECONDS)
 
 
 def test_a_topic_that_grows_is_read_whole(real_kafka: Any, sources: list[KafkaSource]) -> None:

@@ -119,7 +119,9 @@ def shared(truth: np.ndarray, distance: float, random: np.random.Generator) -> A
     scores = random.normal(size=(len(truth), 4)) + distance * np.eye(4)[truth]
     shares = np.exp(distance * scores)
     shares /= shares.sum(axis=1, keepdims=True)
-    return Answers("shared", shares.argmax(axis=1), shares=dict(zip("0123", shares.T, strict=True)))
+    return Answers(
+        "shared", shares.argmax(axis=1), class_probabilities=dict(zip("0123", shares.T, strict=True))
+    )
 
 
 def test_of_more_classes_brier_scores_prove_more_than_hits_alone() -> None:
@@ -141,7 +143,9 @@ def test_brier_scores_of_two_classes_are_one_whichever_way_they_are_stated() -> 
     truth = random.integers(0, 2, 50)
     one = scored(truth, 2.0, random)
     assert one.probabilities is not None
-    other = Answers("both", one.predictions, shares={"0": 1.0 - one.probabilities, "1": one.probabilities})
+    other = Answers(
+        "both", one.predictions, class_probabilities={"0": 1.0 - one.probabilities, "1": one.probabilities}
+    )
     assert proper_values(truth, other) == pytest.approx(proper_values(truth, one))
     third = np.where(np.arange(50) % 2, truth, 2)
     unknown = proper_values(third, other)
@@ -152,18 +156,20 @@ def test_brier_scores_of_two_classes_are_one_whichever_way_they_are_stated() -> 
 
 
 def test_answers_are_joined_whichever_classes_their_models_knew() -> None:
-    first = Answers("a", np.array([0, 2]), shares={"0": np.array([0.9, 0.2]), "2": np.array([0.1, 0.8])})
-    then = Answers("a", np.array([1]), shares={"0": np.array([0.3]), "1": np.array([0.7])})
+    first = Answers(
+        "a", np.array([0, 2]), class_probabilities={"0": np.array([0.9, 0.2]), "2": np.array([0.1, 0.8])}
+    )
+    then = Answers("a", np.array([1]), class_probabilities={"0": np.array([0.3]), "1": np.array([0.7])})
     both = joined([first, then])
-    assert both.predictions.tolist() == [0, 2, 1] and both.shares is not None
-    assert {name: of.tolist() for name, of in both.shares.items()} == {
+    assert both.predictions.tolist() == [0, 2, 1] and both.class_probabilities is not None
+    assert {name: of.tolist() for name, of in both.class_probabilities.items()} == {
         "0": [0.9, 0.2, 0.3],
         "1": [0.0, 0.0, 0.7],
         "2": [0.1, 0.8, 0.0],
     }
     last = both.only(np.array([False, False, True]))
-    assert last.shares is not None and last.shares["1"].tolist() == [0.7]
-    assert joined([first, Answers("a", np.array([1]))]).shares is None
+    assert last.class_probabilities is not None and last.class_probabilities["1"].tolist() == [0.7]
+    assert joined([first, Answers("a", np.array([1]))]).class_probabilities is None
 
 
 @pytest.mark.parametrize("classes", [2, 4])
