@@ -159,6 +159,7 @@ def test_a_fetch_is_held_for_long_only_once_idle(
         return made
 
     monkeypatch.setattr(fetcher, "_create_fetch_requests", noted)
+    monkeypatch.setattr("daemon.wire.kafka.IDLE_SECONDS", PATIENCE_SECONDS)
     until(lambda: source.poll(0.1) or len(waits) > 2)
     assert set(waits) == {FETCH_WAIT_MILLISECONDS}
     monkeypatch.setattr("daemon.wire.kafka.IDLE_SECONDS", 0.0)
